@@ -1,0 +1,189 @@
+"""The parts, compared with Keras's own: loading, padding, the LSTM's numbers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import lstm
+
+
+def test_import_runs_nothing(capfd):
+    assert not hasattr(lstm, "model")
+
+
+def test_load_and_pad_as_keras(reviews, monkeypatch):
+    monkeypatch.setattr(keras.utils, "get_file", lambda *a, **k: str(reviews))
+    monkeypatch.setattr(
+        "keras.src.datasets.imdb.get_file", lambda *a, **k: str(reviews)
+    )
+    for words, length in ((100, 20), (30, 3), (1000, 60), (100, 1)):
+        config = lstm.Config(num_distinct_words=words, max_sequence_length=length)
+        expected = keras.datasets.imdb.load_data(num_words=words)
+        for (x, y), (keras_x, keras_y) in zip(lstm.load_imdb(), expected):
+            keras_x = keras.utils.pad_sequences(keras_x, maxlen=length)
+            np.testing.assert_array_equal(lstm.pad(x, config), keras_x)
+            np.testing.assert_array_equal(y, keras_y)
+
+
+def outputs_and_gradients(layer, x, mask, training=True):
+    """Output and gradients of a loss that weighs every output differently."""
+    weights = tf.reshape(
+        tf.sin(tf.range(x.shape[0] * layer.units, dtype="float32")), (-1, layer.units)
+    )
+
+    @tf.function
+    def run(x, mask):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, mask=mask, training=training)
+            loss = tf.reduce_sum(y * weights)
+        variables = [variable.value for variable in layer.trainable_variables]
+        return [y, *tape.gradient(loss, [x, *variables])]
+
+    return run(tf.constant(x), None if mask is None else tf.constant(mask))
+
+
+def pair(units, features, seed=0, **options):
+    """A FastLSTM and a keras LSTM with the same random weights."""
+    layers = lstm.FastLSTM(units, **options), keras.layers.LSTM(units, **options)
+    rng = np.random.default_rng(seed)
+    for layer in layers:
+        layer.build((None, None, features))
+    values = [rng.normal(0, 0.5, w.shape) for w in layers[0].get_weights()]
+    for layer in layers:
+        layer.set_weights(values)
+    return layers
+
+
+def assert_same(fast, plain, x, mask):
+    for ours, keras_own in zip(
+        outputs_and_gradients(fast, x, mask), outputs_and_gradients(plain, x, mask)
+    ):
+        scale = np.abs(keras_own).max()
+        np.testing.assert_allclose(ours, keras_own, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("padding", [None, "after", "before", "anywhere"])
+def test_fast_lstm_computes_what_keras_does(padding):
+    fast, plain = pair(10, 15)
+    assert fast.applies(None)
+    for batch in (1, 2, 3, 127, 128):
+        rng = np.random.default_rng(batch)
+        x = rng.normal(size=(batch, 40, 15)).astype("float32")
+        lengths = rng.integers(1, 38, batch)
+        mask = {
+            None: None,
+            "after": np.arange(40) < lengths[:, None],
+            "before": np.arange(40) >= 40 - lengths[:, None],
+            "anywhere": rng.random((batch, 40)) < 0.5,
+        }[padding]
+        assert_same(fast, plain, x, mask)
+
+
+def test_fast_lstm_backwards():
+    fast, plain = pair(4, 3, go_backwards=True)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 9, 3)).astype("float32")
+    assert fast.applies(None)
+    assert_same(fast, plain, x, None)
+    assert_same(fast, plain, x, rng.random((5, 9)) < 0.6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"recurrent_activation": "hard_sigmoid"},
+        {"use_bias": False},
+        {"dropout": 0.5},
+        {"recurrent_dropout": 0.5},
+        {"unroll": True},
+        {"dtype": "mixed_bfloat16"},
+        {"dtype": "float64"},
+    ],
+)
+def test_fast_lstm_steps_aside(options, monkeypatch):
+    fast, plain = pair(4, 3, **options)
+    assert not fast.applies(None)
+
+    def never(*_):
+        raise AssertionError("the fast form ran")
+
+    monkeypatch.setattr(lstm, "forward", never)
+    monkeypatch.setattr(lstm, "last_state", never)
+    x = np.random.default_rng(0).normal(size=(5, 9, 3)).astype("float32")
+    for training in (True, False):
+        assert fast(x, training=training).shape == (5, 4)
+    np.testing.assert_array_equal(fast(x), plain(x))
+
+
+def test_fast_lstm_steps_aside_on_a_gpu(monkeypatch):
+    fast, _ = pair(4, 3)
+    assert fast.applies(None)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    assert not fast.applies(None)
+
+
+def test_training_follows_keras(reviews, monkeypatch):
+    monkeypatch.setattr(keras.utils, "get_file", lambda *a, **k: str(reviews))
+    config = lstm.Config(
+        num_distinct_words=100, max_sequence_length=30, verbosity_mode=0, batch_size=32
+    )
+    (x, y), _ = lstm.load_imdb()
+    losses = []
+    for layer in (lstm.FastLSTM, keras.layers.LSTM):
+        model = lstm.build_model(config, layer)
+        history = lstm.train(model, lstm.pad(x, config), y, config)
+        losses.append(history.history["loss"])
+    np.testing.assert_allclose(*losses, atol=1e-3)
+
+
+def test_training_step_is_a_graph():
+    eager = []
+
+    class Probe(lstm.FastLSTM):
+        def call(self, sequences, initial_state=None, mask=None, training=False):
+            eager.append(tf.executing_eagerly())
+            return super().call(sequences, initial_state, mask, training)
+
+    config = lstm.Config(num_distinct_words=10, max_sequence_length=5, verbosity_mode=0)
+    model = lstm.build_model(config, Probe)
+    eager.clear()
+    lstm.train(model, np.ones((20, 5), "int32"), np.ones(20), config)
+    assert eager and not any(eager)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loss_function": "entropy"},
+        {"additional_metrics": ("acuracy",)},
+        {"lstm_options": {"kernel_regularizer": "l7"}},
+        {"lstm_options": {"dropout": 7}},
+        {"lstm_options": {"activation": "tanhh"}},
+        {"optimizer": "adamm"},
+    ],
+)
+def test_what_keras_refuses_names_the_field(given):
+    (name,) = given
+    with pytest.raises(lstm.UserError, match=f"^{name}: [^\n]*$"):
+        lstm.build_model(lstm.Config(**given))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file"])
+def test_damaged_copy(content, tmp_path, monkeypatch):
+    damaged = tmp_path / "imdb.npz"
+    damaged.write_bytes(content)
+    monkeypatch.setattr(keras.utils, "get_file", lambda *a, **k: str(damaged))
+    with pytest.raises(lstm.UserError, match="damaged"):
+        lstm.load_imdb()
+
+
+def test_presets_lose_against_what_is_given():
+    for name, values in lstm.PRESETS.items():
+        assert lstm.Config(preset=name, lstm_units=3).lstm_units == 3
+        config = lstm.parse_command_line(["--preset", name, "--lstm_units=3"])
+        assert config == lstm.Config(preset=name, lstm_units=3)
+        for field, value in values.items():
+            assert getattr(lstm.Config(preset=name), field) == value
