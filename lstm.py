@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import inspect
 import itertools
+import math
 import os
 import pickle
 import re
@@ -53,7 +54,15 @@ class Config:
     verbosity_mode: int = 1  # 0 silent, 1 progress, 2 one line an epoch
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
-    preset: str = "article"  # which set of values to start from
+    preset: str = "article"  # which values to start from: article, tuned or large
+    masked: bool = False  # pad after the text, skip the padding, batch by length
+    beginning: float = 0.0  # share of the tokens a long review keeps of its start
+    readout: str = "last"  # what Dense reads: last state, or all: last, mean, maximum
+    log_odds: float = 0.0  # start from how much a word says of the label, times this
+    word_dropout: float = 0.0  # share of the words hidden in training
+    dropout: float = 0.0  # share of the numbers hidden before and after the LSTM
+    learning_rate: float = 0.001  # of the optimizer; 0.001 is Keras's for Adam
+    cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     lstm_options: dict = field(default_factory=dict)  # more of Keras's LSTM
     seed: int = 1  # same seed, same machine, same result
     force_cpu: bool = False  # hide the GPU, for when it is slower
@@ -80,6 +89,19 @@ class Config:
 
 PRESETS = {
     "article": {},
+    # The article's 5,000 words and 300 tokens, put to better use.
+    "tuned": {
+        "masked": True,
+        "beginning": 0.25,
+        "readout": "all",
+        "log_odds": 0.3,
+        "word_dropout": 0.2,
+        "dropout": 0.4,
+        "learning_rate": 0.003,
+        "cosine_decay": True,
+        "embedding_output_dims": 16,
+        "validation_split": 0.0,
+    },
 }
 
 
@@ -101,33 +123,29 @@ def check(config):
             value = getattr(config, name)
             raise UserError(f"{name}: {value!r} will not do; give {what}")
 
+    whats = {int: "a whole number", float: "a number", bool: "True or False"}
+    whats |= {str: "a name", dict: "NAME=VALUE pairs", tuple: "a list of names"}
     for f in fields(config):
         value = getattr(config, f.name)
+        takes = {int: (int, np.integer), float: (float, int), tuple: (tuple, list)}
+        right = isinstance(value, takes.get(f.type, f.type))
+        if isinstance(value, bool):  # which Python counts among the whole numbers
+            right = f.type is bool
+        if f.name in ("optimizer", "loss_function"):  # or one of Keras's objects
+            right = True
+        require(f.name, right, whats[f.type])
+    smallest = {"num_distinct_words": 4, "seed": 0, "verbosity_mode": 0}
+    for f in fields(config):
         if f.type is int:
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            require(f.name, whole, "a whole number")
-        elif f.type is float:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(f.name, number, "a number")
-        elif f.type is bool:
-            require(f.name, isinstance(value, bool), "True or False")
-        elif f.type is dict:
-            require(f.name, isinstance(value, dict), "NAME=VALUE pairs (a dict)")
-        elif f.type is tuple:
-            several = isinstance(value, (tuple, list))
-            require(f.name, several, "a list of names")
-    for name in (
-        "batch_size",
-        "embedding_output_dims",
-        "max_sequence_length",
-        "number_of_epochs",
-        "lstm_units",
-    ):
-        require(name, getattr(config, name) >= 1, "at least 1")
-    require("num_distinct_words", config.num_distinct_words >= 4, "at least 4")
-    require("validation_split", 0 <= config.validation_split < 1, "0 or more, below 1")
-    require("verbosity_mode", config.verbosity_mode in (0, 1, 2), "0, 1 or 2")
-    require("seed", 0 <= config.seed < 2**32, "0 or more, below 2**32")
+            least = smallest.get(f.name, 1)
+            require(f.name, getattr(config, f.name) >= least, f"at least {least}")
+    for name in ("validation_split", "beginning", "word_dropout", "dropout"):
+        require(name, 0 <= getattr(config, name) < 1, "0 or more, below 1")
+    require("verbosity_mode", config.verbosity_mode <= 2, "0, 1 or 2")
+    require("seed", config.seed < 2**32, "a number below 2**32")
+    require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
+    require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
+    require("readout", config.readout in ("last", "all"), "last or all")
     for name in config.lstm_options:
         if name in ("return_sequences", "return_state", "stateful", "time_major"):
             raise UserError(
@@ -273,6 +291,11 @@ with quiet_start():
     import keras
     import tensorflow as tf
 
+# An LSTM on a CPU is thousands of tiny operations. One core each, two side by side,
+# beats every one of them split over all the cores.
+with contextlib.suppress(RuntimeError):  # TensorFlow was in use before, in a notebook
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
 # The article calls tf.compat.v1.disable_eager_execution() here, for speed. On today's
 # TensorFlow that makes fit() raise, and it is no longer needed: Keras 3 traces the
 # training step once and runs it as a graph from then on.
@@ -378,94 +401,116 @@ def pad(reviews, config):
 
     Args: reviews, a sequence of lists of word ranks.
     Returns an int32 array of shape (reviews, max_sequence_length). Zeros stand before
-    a short review; a long one loses its beginning, start token included.
+    a short review (after it if masked); a long one loses its beginning, start token
+    included, or its middle if `beginning` asks for a share of the start.
     """
     length = config.max_sequence_length
-    kept = [review[-length:] for review in reviews]
+    start = int(config.beginning * length)
+    kept = [
+        review
+        if len(review) <= length
+        else review[:start] + review[len(review) - length + start :]
+        for review in reviews
+    ]
     lengths = np.fromiter(map(len, kept), np.int64, len(kept))
     tokens = np.fromiter(itertools.chain.from_iterable(kept), np.int32, lengths.sum())
     tokens += FIRST_WORD
     tokens[tokens >= config.num_distinct_words] = OUT_OF_VOCABULARY
     padded = np.full((len(kept), length), PADDING, np.int32)
-    first = length - lengths
-    padded[np.arange(length) >= first[:, None]] = tokens
-    room = np.flatnonzero(first > 0)
-    padded[room, first[room] - 1] = START
+    room = lengths < length  # for the start token
+    column = np.arange(length)
+    if config.masked:
+        first = room.astype(int)
+        real = (column >= first[:, None]) & (column < (first + lengths)[:, None])
+        padded[room, 0] = START
+    else:
+        first = length - lengths
+        real = column >= first[:, None]
+        padded[room, first[room] - 1] = START
+    padded[real] = tokens
     return padded
 
 
 # %% Model: Embedding -> LSTM -> Dense
 def build_model(config, lstm_layer=None):
-    """Build and compile the classifier.
+    """Build the classifier; `train` compiles it.
 
     Args: config, a Config; lstm_layer, the layer class to use for the LSTM: by default
     FastLSTM, which computes what `keras.layers.LSTM` does in less time.
-    Returns a compiled keras.Sequential: int token ids of shape (batch,
-    max_sequence_length) in, probability of a positive review (batch, 1) out.
-    Raises UserError if Keras refuses the optimizer, the loss, a metric or an option.
+    Returns a keras.Sequential: int token ids of shape (batch, max_sequence_length) in,
+    probability of a positive review, shape (batch, 1), out.
     """
-    keras.utils.set_random_seed(config.seed)
-    lstm_layer = lstm_layer or FastLSTM
-    parts = {
-        "lstm_options": lambda: lstm_layer(
-            **{"units": config.lstm_units, **config.lstm_options}, name="lstm"
+    layers = [
+        keras.Input((config.max_sequence_length,), dtype="int32"),
+        # A table with one vector per word, learned like every other weight.
+        keras.layers.Embedding(
+            config.num_distinct_words,
+            config.embedding_output_dims,
+            mask_zero=config.masked,
         ),
-        "optimizer": lambda: keras.optimizers.get(config.optimizer),
-        "loss_function": lambda: keras.losses.get(config.loss_function),
-        "additional_metrics": lambda: [
-            keras.metrics.get(metric) for metric in config.additional_metrics
-        ],
-    }
-    for name, make in parts.items():
-        try:
-            parts[name] = make()
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{name}: Keras does not take {getattr(config, name)!r} "
-                f"({one_line(error)[:150]})"
-            ) from None
+        # Hides whole words, then whole features, so that none is relied on alone.
+        keras.layers.Dropout(config.word_dropout, noise_shape=(None, None, 1)),
+        keras.layers.SpatialDropout1D(config.dropout),
+        # Reads the vectors in order and keeps what matters in its state.
+        make_lstm(config, lstm_layer or FastLSTM),
+        keras.layers.Dropout(config.dropout),
+        # From the LSTM's state to one probability.
+        keras.layers.Dense(1, activation="sigmoid"),
+    ]
+    return keras.Sequential([layer for layer in layers if getattr(layer, "rate", 1)])
 
-    model = keras.Sequential(
-        [
-            keras.Input((config.max_sequence_length,), dtype="int32"),
-            # A table with one vector per word, learned like every other weight.
-            keras.layers.Embedding(
-                config.num_distinct_words, config.embedding_output_dims
-            ),
-            # Reads the vectors in order and keeps what matters in its state.
-            parts["lstm_options"],
-            # From the LSTM's last state to one probability.
-            keras.layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-    model.compile(
-        optimizer=parts["optimizer"],
-        loss=config.loss_function,
-        metrics=list(config.additional_metrics),
-    )
-    return model
+
+def make_lstm(config, layer):
+    """The LSTM as configured; raises UserError if Keras refuses one of its options."""
+    options = {"units": config.lstm_units, **config.lstm_options, "name": "lstm"}
+    try:
+        if config.readout == "last":
+            return layer(**options)
+        if layer is FastLSTM:
+            return layer(**options, readout="all")
+        return spelled_out(config, layer(**options, return_sequences=True))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"lstm_options: Keras does not take {config.lstm_options} "
+            f"({one_line(error)[:150]})"
+        ) from None
+
+
+def spelled_out(config, lstm):
+    """An LSTM and its wide readout in Keras's own layers, for saving and comparing."""
+    time_steps = keras.Input((config.max_sequence_length, config.embedding_output_dims))
+    states = lstm(time_steps)
+    parts = [
+        keras.layers.Flatten()(
+            keras.layers.Cropping1D((config.max_sequence_length - 1, 0))(states)
+        ),
+        keras.layers.GlobalAveragePooling1D()(states),
+        keras.layers.GlobalMaxPooling1D()(states),
+    ]
+    return keras.Model(time_steps, keras.layers.Concatenate()(parts), name="lstm")
 
 
 # %% The fast LSTM: skip this on a first reading
 # What it does: the same LSTM as keras.layers.LSTM, same weights and same numbers, with
-# the loop over time and its backpropagation written out and compiled (XLA) by hand.
-# What it buys: Keras runs some twenty small operations a time step on a CPU; this runs
-# two matrix products and a handful of fused ones, and training takes a third of the
-# time. Inside, the batch is the last axis, so every operation runs along it in memory:
-# inputs (time, features, batch), states (units, batch), gates stacked as i, f, c, o.
+# the loop over time and its backpropagation written out and compiled by XLA.
+# What it buys: on a CPU, Keras runs some twenty small operations a time step; this runs
+# a few fused ones, and both training and prediction take a fraction of the time.
+# In the loops the batch is the last axis, so that every operation runs along it in
+# memory: states are (units, batch), gates (4 * units, batch), stacked as i, f, c, o.
 def gate_rows(units, sigmoid, tanh):
     """A column that holds `sigmoid` in the rows of gates i, f, o and `tanh` in c's."""
     return tf.constant([[sigmoid]] * 2 * units + [[tanh]] * units + [[sigmoid]] * units)
 
 
 def time_step(weights, inputs, h, c):
-    """One step of Hochreiter and Schmidhuber's cell, with a forget gate (Gers 2000).
+    """One step of Hochreiter and Schmidhuber's cell with a forget gate (Gers 2000).
 
+    weights is (4 * units, features + units + 1), the kernels and the bias side by side;
     sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
     """
     units = weights.shape[0] // 4
     scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
-    column = tf.concat([inputs, h, tf.ones_like(h[:1])], 0)  # the ones meet the bias
+    column = tf.concat([tf.transpose(inputs), h, tf.ones_like(h[:1])], 0)
     gates = tf.tanh(tf.matmul(weights, column) * scale) * scale + shift
     i, f, candidate, o = tf.split(gates, 4)
     new_c = f * c + i * candidate
@@ -473,48 +518,44 @@ def time_step(weights, inputs, h, c):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def last_state(weights, inputs, mask, steps):
-    """Run the LSTM and keep nothing but its last output, shape (units, batch)."""
+def forward(weights, inputs, mask, steps, keep):
+    """Run the LSTM over `steps` time steps of inputs (batch, time, features).
 
-    def body(t, h, c):
-        new_h, new_c, _, _ = time_step(weights, inputs[t], h, c)
-        if mask is not None:  # where the mask is off, the state stays as it was
+    mask is boolean (time, batch) or None; where it is off, the state stays as it was.
+    Returns the last state, the sum and the maximum of all states over time, each
+    (units, batch), and, if `keep`, what `backward` needs.
+    """
+
+    def body(t, h, c, total, highest, *kept):
+        new_h, new_c, column, gates = time_step(weights, inputs[:, t], h, c)
+        kept = [array.write(t, x) for array, x in zip(kept, (column, gates, c))]
+        if mask is None:
+            new_total, new_highest = total + new_h, tf.maximum(highest, new_h)
+        else:
+            new_total = tf.where(mask[t], total + new_h, total)
+            new_highest = tf.where(mask[t], tf.maximum(highest, new_h), highest)
             new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
-        return t + 1, new_h, new_c
-
-    zeros = tf.zeros((weights.shape[0] // 4, tf.shape(inputs)[2]))
-    return tf.while_loop(lambda t, *_: t < steps, body, (0, zeros, zeros))[1]
-
-
-@tf.function(jit_compile=True, autograph=False)
-def forward(weights, inputs, mask, steps):
-    """As last_state, and return what `backward` needs: (h, (columns, gates, cells))."""
-
-    def body(t, h, c, columns, gates, cells):
-        new_h, new_c, column, gate = time_step(weights, inputs[t], h, c)
-        if mask is not None:
-            new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
-        saved = columns.write(t, column), gates.write(t, gate), cells.write(t, c)
-        return t + 1, new_h, new_c, *saved
+        return t + 1, new_h, new_c, new_total, new_highest, *kept
 
     units, rows = weights.shape[0] // 4, weights.shape[1]
-    zeros = tf.zeros((units, tf.shape(inputs)[2]))
-    saved = (
-        tf.TensorArray(tf.float32, tf.shape(inputs)[0], element_shape=(size, None))
-        for size in (rows, 4 * units, units)
-    )
-    state = (0, zeros, zeros, *saved)
-    _, h, _, *saved = tf.while_loop(lambda t, *_: t < steps, body, state)
-    return h, [array.stack() for array in saved]
+    zeros = tf.zeros((units, tf.shape(inputs)[0]))
+    kept = [
+        tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=(size, None))
+        for size in ((rows, 4 * units, units) if keep else ())
+    ]
+    state = (0, zeros, zeros, zeros, zeros - 1, *kept)  # no state is below -1
+    _, h, _, total, highest, *kept = tf.while_loop(lambda t, *_: t < steps, body, state)
+    return (h, total, highest), [array.stack() for array in kept]
 
 
 @tf.function(jit_compile=True, autograph=False)
-def backward(weights, saved, mask, steps, d_h):
+def backward(weights, kept, mask, steps, highest, d_h, d_total, d_highest):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
-    d_x stands for the derivative of the loss with respect to x.
+    d_x stands for the derivative of the loss with respect to x. d_total and d_highest
+    are None where only the last state was used.
     """
-    columns, gates, cells = saved
+    columns, gates, cells = kept
     units = weights.shape[0] // 4
     features = weights.shape[1] - units - 1
     back = tf.transpose(weights[:, :-1])  # the bias has nothing before it
@@ -522,13 +563,16 @@ def backward(weights, saved, mask, steps, d_h):
     def body(t, d_h, d_c, d_weights, d_inputs):
         i, f, candidate, o = tf.split(gates[t], 4)
         tanh_c = tf.tanh(f * cells[t] + i * candidate)
-        d_sum = d_c + d_h * o * (1 - tanh_c * tanh_c)
+        d_state = d_h
+        if d_total is not None:
+            d_state += d_total + tf.where(o * tanh_c == highest, d_highest, 0.0)
+        d_sum = d_c + d_state * o * (1 - tanh_c * tanh_c)
         d_gates = tf.concat(
             [
                 d_sum * candidate * i * (1 - i),
                 d_sum * cells[t] * f * (1 - f),
                 d_sum * i * (1 - candidate * candidate),
-                d_h * tanh_c * o * (1 - o),
+                d_state * tanh_c * o * (1 - o),
             ],
             0,
         )
@@ -540,25 +584,37 @@ def backward(weights, saved, mask, steps, d_h):
             new_d_h = tf.where(mask[t], new_d_h, d_h)
             new_d_c = tf.where(mask[t], new_d_c, d_c)
         d_weights += tf.matmul(d_gates, columns[t], transpose_b=True)
-        d_inputs = d_inputs.write(t, d_column[:features])
+        d_inputs = d_inputs.write(t, tf.transpose(d_column[:features]))
         return t - 1, new_d_h, new_d_c, d_weights, d_inputs
 
     d_inputs = tf.TensorArray(
-        tf.float32, tf.shape(columns)[0], element_shape=(features, None)
+        tf.float32, tf.shape(columns)[0], element_shape=(None, features)
     )
     state = (steps - 1, d_h, tf.zeros_like(d_h), tf.zeros_like(weights), d_inputs)
     *_, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, body, state)
-    return d_weights, d_inputs.stack()
+    return d_weights, tf.transpose(d_inputs.stack(), (1, 0, 2))
 
 
 class FastLSTM(keras.layers.LSTM):
-    """keras.layers.LSTM with a faster `call` on a CPU; everything else is Keras's.
+    """keras.layers.LSTM with a faster `call` on a CPU, and a wider readout if asked.
 
     It steps aside for Keras's own code wherever it would not compute the same, and on
-    a GPU, where Keras uses cuDNN.
+    a GPU, where Keras uses cuDNN. readout="all" puts the last state, the mean and the
+    maximum over the real time steps side by side: shape (batch, 3 * units).
     """
 
-    def applies(self, initial_state):
+    def __init__(self, units, readout="last", **options):
+        super().__init__(units, return_sequences=readout == "all", **options)
+        self.readout = readout
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        width = 3 * self.units if self.readout == "all" else self.units
+        return (sequences_shape[0], width)
+
+    def compute_mask(self, inputs, mask=None):
+        return None  # one vector per review: no time steps are left to mask
+
+    def applies(self, initial_state=None):
         """Whether the fast form computes what this layer was asked for."""
         return (
             initial_state is None
@@ -566,14 +622,15 @@ class FastLSTM(keras.layers.LSTM):
             and self.recurrent_activation is keras.activations.sigmoid
             and self.use_bias
             and not (self.dropout or self.recurrent_dropout or self.unroll)
-            and not (self.return_sequences or self.return_state or self.stateful)
+            and not (self.return_state or self.stateful)
             and self.compute_dtype == self.variable_dtype == "float32"
             and not tf.config.list_logical_devices("GPU")
         )
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         if not self.applies(initial_state):
-            return super().call(sequences, initial_state, mask, training)
+            outputs = super().call(sequences, initial_state, mask, training)
+            return read_out(outputs, mask) if self.readout == "all" else outputs
         cell = self.cell
         weights = tf.transpose(
             tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
@@ -581,15 +638,16 @@ class FastLSTM(keras.layers.LSTM):
         # Two halves of the batch keep two cores busy. XLA compiles once per shape, so
         # the halves are filled up to a multiple of 64 with rows that are cut off again.
         batch, steps = tf.shape(sequences)[0], tf.shape(sequences)[1]
+        counts = tf.cast(steps, tf.float32)
         extra = -batch % 128
-        inputs = tf.pad(sequences, ((0, extra), (0, 0), (0, 0)))
-        inputs = tf.split(tf.transpose(inputs, (1, 2, 0)), 2, axis=2)
+        inputs = tf.split(tf.pad(sequences, ((0, extra), (0, 0), (0, 0))), 2)
         masks = [None, None]
         if mask is not None:
+            counts = tf.reduce_sum(tf.cast(mask, tf.float32), 1, keepdims=True)
             mask = tf.pad(tf.cast(mask, tf.bool), ((0, extra), (0, 0)))
             masks = tf.split(tf.transpose(mask), 2, axis=1)
         if self.go_backwards:
-            inputs = [tf.reverse(half, [0]) for half in inputs]
+            inputs = [tf.reverse(half, [1]) for half in inputs]
             masks = [m if m is None else tf.reverse(m, [0]) for m in masks]
         elif mask is not None:  # no step after the last real one of the batch
             steps = tf.reduce_max(tf.where(mask, tf.range(steps) + 1, 0))
@@ -597,32 +655,148 @@ class FastLSTM(keras.layers.LSTM):
         def run(inputs, mask):
             @tf.custom_gradient
             def differentiable(weights, inputs):
-                h, saved = forward(weights, inputs, mask, steps)
-                return h, lambda d_h: backward(weights, saved, mask, steps, d_h)
+                states, kept = forward(weights, inputs, mask, steps, True)
+
+                def gradient(d_h, d_total, d_highest):
+                    wide = self.readout == "all"
+                    d_states = (d_h, d_total, d_highest) if wide else (d_h, None, None)
+                    return backward(weights, kept, mask, steps, states[2], *d_states)
+
+                return states, gradient
 
             if training:
                 return differentiable(weights, inputs)
-            return last_state(weights, inputs, mask, steps)
+            return forward(weights, inputs, mask, steps, False)[0]
 
         halves = [run(*half) for half in zip(inputs, masks)]
-        return tf.transpose(tf.concat(halves, 1))[:batch]
+        last, total, highest = (
+            tf.transpose(tf.concat(states, 1))[:batch] for states in zip(*halves)
+        )
+        if self.readout == "last":
+            return last
+        return tf.concat([last, total / counts, highest], 1)
+
+
+def read_out(states, mask):
+    """Last, mean and maximum over the real steps of states (batch, time, units)."""
+    if mask is None:
+        mask = tf.ones(tf.shape(states)[:2], tf.bool)
+    mask = tf.cast(mask, tf.bool)
+    steps = tf.range(tf.shape(states)[1])
+    last = tf.reduce_max(tf.where(mask, steps, 0), 1)
+    real = tf.cast(mask, states.dtype)[..., None]
+    mean = tf.reduce_sum(states * real, 1) / tf.reduce_sum(real, 1)
+    highest = tf.reduce_max(tf.where(mask[..., None], states, -1), 1)
+    return tf.concat([tf.gather(states, last, batch_dims=1), mean, highest], 1)
 
 
 # %% Training and evaluation
 def train(model, x_train, y_train, config):
-    """Fit the model and return Keras's History, whose `.history` holds the curves."""
+    """Compile and fit the model on token ids (reviews, time) and labels (reviews,).
+
+    Returns Keras's History, whose `.history` holds the curves. Raises UserError if
+    Keras does not know the optimizer, the loss or a metric.
+    """
+    x_valid = y_valid = None
+    if config.validation_split:  # as Keras takes it: the last part
+        first = int(len(x_train) * (1 - config.validation_split))
+        x_train, x_valid = x_train[:first], x_train[first:]
+        y_train, y_valid = y_train[:first], y_train[first:]
+    if config.log_odds:
+        start_from_log_odds(model, x_train, y_train, config)
+    compile_model(model, len(x_train), config)
     verbose, callbacks = config.verbosity_mode, []
     if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
         verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
+    if config.masked:
+        data = {"x": BatchesByLength(x_train, y_train, config, shuffle=True)}
+        if x_valid is not None:
+            valid = BatchesByLength(x_valid, y_valid, config, shuffle=False)
+            data["validation_data"] = valid
+    else:
+        data = {"x": x_train, "y": y_train, "batch_size": config.batch_size}
+        if x_valid is not None:
+            data["validation_data"] = x_valid, y_valid
     return model.fit(
-        x_train,
-        y_train,
-        batch_size=config.batch_size,
-        epochs=config.number_of_epochs,
-        verbose=verbose,
-        validation_split=config.validation_split,
-        callbacks=callbacks,
+        **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
     )
+
+
+def start_from_log_odds(model, x_train, y_train, config):
+    """Let the first number of each word vector say which label the word speaks for.
+
+    It is the logarithm of how much likelier a positive review is to hold the word than
+    a negative one, as in naive Bayes (Wang and Manning, ACL 2012). Training goes on
+    from there.
+    """
+    counts = np.ones((2, config.num_distinct_words))  # as if each were seen once
+    for review, label in zip(x_train, y_train):
+        counts[int(label), np.unique(review)] += 1
+    negative, positive = np.log(counts / counts.sum(1, keepdims=True))
+    vectors = model.layers[0].get_weights()[0]
+    vectors[:, 0] = config.log_odds * (positive - negative)
+    model.layers[0].set_weights([vectors])
+
+
+def compile_model(model, training_reviews, config):
+    """Give the model its optimizer, loss and metrics, as configured."""
+    for name, get in (
+        ("loss_function", keras.losses.get),
+        ("optimizer", keras.optimizers.get),
+        ("additional_metrics", lambda names: [keras.metrics.get(n) for n in names]),
+    ):
+        try:
+            get(getattr(config, name))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{name}: Keras does not take {getattr(config, name)!r} "
+                f"({one_line(error)[:150]})"
+            ) from None
+    optimizer = config.optimizer
+    if isinstance(optimizer, str):
+        rate = config.learning_rate
+        if config.cosine_decay:
+            batches = math.ceil(training_reviews / config.batch_size)
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, batches * config.number_of_epochs
+            )
+        optimizer = keras.optimizers.get(
+            {"class_name": optimizer, "config": {"learning_rate": rate}}
+        )
+    model.compile(
+        optimizer=optimizer,
+        loss=config.loss_function,
+        metrics=list(config.additional_metrics),
+    )
+
+
+class BatchesByLength(keras.utils.PyDataset):
+    """Batches of reviews of like length, so that short ones end early.
+
+    Sorted by length, with up to 30 tokens of chance so that no epoch's batches are the
+    last one's; the batches themselves come in random order.
+    """
+
+    def __init__(self, x, y, config, shuffle):
+        super().__init__()
+        self.x, self.y, self.size, self.shuffle = x, y, config.batch_size, shuffle
+        self.lengths = (x != PADDING).sum(1)
+        self.random = np.random.default_rng(config.seed)
+        self.on_epoch_end()
+
+    def on_epoch_end(self):
+        chance = self.random.integers(0, 30, len(self.x)) if self.shuffle else 0
+        order = np.argsort(self.lengths + chance, kind="stable")
+        self.batches = np.split(order, range(self.size, len(order), self.size))
+        if self.shuffle:
+            self.random.shuffle(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        rows = self.batches[index]
+        return self.x[rows], self.y[rows]
 
 
 class EpochLine(keras.callbacks.Callback):
@@ -643,6 +817,15 @@ class EpochLine(keras.callbacks.Callback):
         )
 
 
+def evaluate(model, x_test, y_test, config):
+    """Return a dict of the loss and the metrics on token ids and labels."""
+    if config.masked:
+        data = {"x": BatchesByLength(x_test, y_test, config, shuffle=False)}
+    else:
+        data = {"x": x_test, "y": y_test, "batch_size": config.batch_size}
+    return model.evaluate(**data, verbose=0, return_dict=True)
+
+
 def describe(test_results):
     """The test results as text: the loss first, accuracies in percent."""
     texts = [f"Loss: {test_results['loss']:.4f}"]
@@ -661,7 +844,9 @@ def main(config):
     History of the fit, and a dict of the loss and the metrics on the test reviews.
     Raises UserError for what the user can put right.
     """
-    model = build_model(config)  # first, as a misspelt option should fail at once
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config)  # first, so that misspelt names fail at once
+    compile_model(model, 1, config)
 
     start = time.perf_counter()
     (x_train, y_train), (x_test, y_test) = load_imdb()
@@ -679,9 +864,7 @@ def main(config):
     fit_time = time.perf_counter() - start
 
     start = time.perf_counter()
-    test_results = model.evaluate(
-        x_test, y_test, batch_size=config.batch_size, verbose=0, return_dict=True
-    )
+    test_results = evaluate(model, x_test, y_test, config)
     evaluate_time = time.perf_counter() - start
 
     print(f"Test results - {describe(test_results)}")

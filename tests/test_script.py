@@ -43,6 +43,13 @@ def test_learns(run):
     assert accuracy > 80
 
 
+def test_tuned_preset(run):
+    process = run("--preset", "tuned", *TINY, "--validation-split", "0.2")
+    assert process.stderr == ""
+    assert "(None, 48)" in process.stdout
+    assert "val_loss" in process.stdout
+
+
 def test_same_seed_same_losses(run):
     def losses(seed):
         return re.findall(r"\w*loss: [\d.]+|Loss: [\d.]+", run(*TINY, *seed).stdout)

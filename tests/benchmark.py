@@ -1,0 +1,130 @@
+"""Measure lstm.py on the real reviews: accuracy over seeds, speed beside plain Keras.
+
+    python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
+    python tests/benchmark.py speed 3
+
+`seeds` trains once per seed and prints mean, standard deviation, worst and best.
+`speed` runs this script and the same job in plain Keras in turn, each in a process of
+its own, and prints medians, the spread, and the ratio of the medians.
+"""
+
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent.parent / "lstm.py"
+
+# The article's job as its reader would write it today, with nothing of ours in it.
+PLAIN = """
+import os, time
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
+from keras.datasets import imdb
+
+keras.utils.set_random_seed(1)
+start = time.perf_counter()
+(x_train, y_train), (x_test, y_test) = imdb.load_data(num_words=5000)
+x_train = keras.utils.pad_sequences(x_train, maxlen=300)
+x_test = keras.utils.pad_sequences(x_test, maxlen=300)
+load = time.perf_counter() - start
+model = keras.Sequential([
+    keras.Input((300,), dtype="int32"),
+    keras.layers.Embedding(5000, 15),
+    keras.layers.LSTM(10),
+    keras.layers.Dense(1, activation="sigmoid"),
+])
+model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
+start = time.perf_counter()
+model.fit(x_train, y_train, batch_size=128, epochs=5, validation_split=0.2, verbose=0)
+fit = time.perf_counter() - start
+start = time.perf_counter()
+loss, accuracy = model.evaluate(x_test, y_test, batch_size=128, verbose=0)
+evaluate = time.perf_counter() - start
+print(f"Test results - Loss: {loss:.4f} - Accuracy: {accuracy:.2%}")
+print(f"Time - load: {load:.3f}s - fit: {fit:.3f}s - evaluate: {evaluate:.3f}s")
+"""
+
+
+def measure(*command):
+    """Run a command; return accuracy (%), seconds of each part, peak memory (MiB)."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True
+    )
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    figures = {"process": time.perf_counter() - start}
+    figures["accuracy"] = float(re.search(r"Accuracy: ([\d.]+)%", output)[1])
+    for part, seconds in re.findall(r"(\w+): ([\d.]+)s", output.splitlines()[-1]):
+        figures[part] = float(seconds)
+    unit = 1024 if sys.platform != "darwin" else 1024**2
+    figures["memory"] = usage.ru_maxrss / unit
+    return figures
+
+
+def seeds(count, flags):
+    """Print a line for each of `count` seeds, then what they come to."""
+    accuracies, fits = [], []
+    for seed in range(1, count + 1):
+        figures = measure(str(SCRIPT), *flags, "--seed", str(seed))
+        accuracies.append(figures["accuracy"])
+        fits.append(figures["fit"])
+        print(f"seed {seed}: {accuracies[-1]:.2f}%, fit {fits[-1]:.1f} s", flush=True)
+    print(
+        f"{' '.join(flags) or 'article'}, {count} seeds: "
+        f"mean {statistics.mean(accuracies):.2f}%, "
+        f"standard deviation {statistics.stdev(accuracies):.2f}, "
+        f"worst {min(accuracies):.2f}%, best {max(accuracies):.2f}%, "
+        f"fit {statistics.median(fits):.1f} s (median)"
+    )
+
+
+def speed(rounds):
+    """Print a table of our times beside plain Keras's, measured in turn."""
+    commands = {
+        "plain Keras": ["-c", PLAIN],
+        "lstm.py": [str(SCRIPT)],
+    }
+    runs = {name: [] for name in commands}
+    for number in range(rounds):
+        for name, command in commands.items():
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+            runs[name].append(measure(*command))
+    print("| what | plain Keras: median (range) | lstm.py: median (range) | ratio |")
+    print("| --- | --- | --- | --- |")
+    for part in ("load", "fit", "evaluate", "process", "memory"):
+        cells, medians = [], []
+        for name in commands:
+            values = [run[part] for run in runs[name]]
+            medians.append(statistics.median(values))
+            unit, digits = ("MiB", 0) if part == "memory" else ("s", 1)
+            cells.append(
+                f"{medians[-1]:.{digits}f} {unit} "
+                f"({min(values):.{digits}f} to {max(values):.{digits}f})"
+            )
+        print(f"| {part} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["seeds", count, *flags]:
+            task = seeds, int(count), flags
+        case ["speed", count]:
+            task = speed, int(count)
+        case _:
+            sys.exit(__doc__)
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, TensorFlow {version('tensorflow')}, "
+        f"Keras {version('keras')}, NumPy {version('numpy')}",
+        flush=True,
+    )
+    task[0](*task[1:])
