@@ -440,24 +440,29 @@ def build_model(config, lstm_layer=None):
     Returns a keras.Sequential: int token ids of shape (batch, max_sequence_length) in,
     probability of a positive review, shape (batch, 1), out.
     """
-    layers = [
-        keras.Input((config.max_sequence_length,), dtype="int32"),
-        # A table with one vector per word, learned like every other weight.
+    model = keras.Sequential()
+    model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
+    # A table with one vector per word, learned like every other weight.
+    model.add(
         keras.layers.Embedding(
             config.num_distinct_words,
             config.embedding_output_dims,
             mask_zero=config.masked,
-        ),
-        # Hides whole words, then whole features, so that none is relied on alone.
-        keras.layers.Dropout(config.word_dropout, noise_shape=(None, None, 1)),
-        keras.layers.SpatialDropout1D(config.dropout),
-        # Reads the vectors in order and keeps what matters in its state.
-        make_lstm(config, lstm_layer or FastLSTM),
-        keras.layers.Dropout(config.dropout),
-        # From the LSTM's state to one probability.
-        keras.layers.Dense(1, activation="sigmoid"),
-    ]
-    return keras.Sequential([layer for layer in layers if getattr(layer, "rate", 1)])
+        )
+    )
+    if config.word_dropout:  # hide whole words, so that none is relied on alone
+        model.add(
+            keras.layers.Dropout(config.word_dropout, noise_shape=(None, None, 1))
+        )
+    if config.dropout:
+        model.add(keras.layers.SpatialDropout1D(config.dropout))
+    # Reads the vectors in order and keeps what matters in its state.
+    model.add(make_lstm(config, lstm_layer or FastLSTM))
+    if config.dropout:
+        model.add(keras.layers.Dropout(config.dropout))
+    # From the LSTM's state to one probability.
+    model.add(keras.layers.Dense(1, activation="sigmoid"))
+    return model
 
 
 def make_lstm(config, layer):
