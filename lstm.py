@@ -13,9 +13,12 @@ file into one cell or open it cell by cell (`# %%`); `model`, `history` and
 
 # %% The tools: Python's own for now; TensorFlow comes in once the CPU switch is set
 import argparse
+import array
 import ast
 import contextlib
+import csv
 import difflib
+import importlib.util
 import inspect
 import itertools
 import math
@@ -23,6 +26,7 @@ import os
 import pickle
 import re
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -66,6 +70,9 @@ class Config:
     lstm_options: dict = field(default_factory=dict)  # more of Keras's LSTM
     seed: int = 1  # same seed, same machine, same result
     force_cpu: bool = False  # hide the GPU, for when it is slower
+    data: str = ""  # a CSV file with columns text and label, in place of IMDB
+    model_path: str = "lstm.keras"  # where the trained model is kept
+    plot: str = ""  # a picture to draw of the training, such as curves.png
 
     def __init__(self, **given):
         """The defaults above, then the preset's values, then what was given."""
@@ -144,6 +151,7 @@ def check(config):
     require("verbosity_mode", config.verbosity_mode <= 2, "0, 1 or 2")
     require("seed", config.seed < 2**32, "a number below 2**32")
     require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
+    require("model_path", config.model_path.endswith(".keras"), "a name in .keras")
     require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
     require("readout", config.readout in ("last", "all"), "last or all")
     for name in config.lstm_options:
@@ -186,9 +194,9 @@ LSTM_OPTIONS = [
 
 # %% The command line: every field of Config is a flag of the same name
 def parse_command_line(arguments):
-    """Return the Config that `arguments` (a list of str) ask for.
+    """Return the Config that `arguments` (a list of str) ask for, and texts to judge.
 
-    Raises UserError for a flag or value that is not understood.
+    The texts are None where --predict was not given. Raises UserError for a flag or value that is not understood.
     """
 
     def fail(message):
@@ -240,6 +248,9 @@ def parse_command_line(arguments):
         elif f.type is str:
             kind = {"metavar": "NAME"}
         group.add_argument(flag, help=text, **kind)
+    after = parser.add_argument_group("after training")
+    text = "judge texts, or the lines of standard input (-), with the kept model"
+    after.add_argument("--predict", nargs="+", metavar="TEXT", help=text, default=None)
     # --batch_size is --batch-size
     arguments = [
         re.sub("_", "-", a.partition("=")[0]) + "".join(a.partition("=")[1:])
@@ -250,13 +261,14 @@ def parse_command_line(arguments):
     given = vars(parser.parse_args(arguments))
     if "lstm_options" in given:
         given["lstm_options"] = dict(given["lstm_options"])
-    return Config(**given)
+    texts = given.pop("predict")
+    return Config(**given), texts
 
 
-config = Config()
+config, texts = Config(), None
 if __name__ == "__main__" and not IN_NOTEBOOK:  # a kernel's command line is not ours
     try:
-        config = parse_command_line(sys.argv[1:])
+        config, texts = parse_command_line(sys.argv[1:])
     except UserError as error:
         sys.exit(print(f"lstm.py: {error}", file=sys.stderr) or 2)
 
@@ -273,7 +285,7 @@ def quiet_start():
     They come from C++ and partly before that variable is read, so what is written to
     the process's stderr meanwhile is dropped. Python's exceptions are not affected.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -305,7 +317,27 @@ with contextlib.suppress(RuntimeError):  # TensorFlow was in use before, in a no
 # the next. As token ids they are moved up by three, to make room for the special ones.
 PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
 IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/imdb.npz"
+NO_IMDB = "try the script on made-up reviews: --data tests/data/reviews.csv"
 IMDB_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
+
+
+def load_data(config):
+    """Read IMDB, or the reviews of config.data.
+
+    Returns (x_train, y_train), (x_test, y_test), vocabulary: object arrays of reviews,
+    each a sequence of word ranks; int64 arrays of labels, 1 for a positive review; and
+    the list of words by rank, the most frequent first. Raises UserError.
+    """
+    if config.data:
+        return read_csv(config.data, config.seed)
+    train_part, test_part = load_imdb()
+    try:
+        ranks = keras.datasets.imdb.get_word_index()
+    except Exception as error:  # noqa: BLE001 - get_file raises just that
+        raise UserError(
+            f"imdb_word_index.json: its download failed ({one_line(error)}); {NO_IMDB}"
+        ) from None
+    return train_part, test_part, sorted(ranks, key=ranks.get)
 
 
 def load_imdb():
@@ -331,7 +363,7 @@ def load_imdb():
         )
         raise UserError(
             f"imdb.npz: {cached} {reason} from {IMDB_URL} failed "
-            f"({one_line(error)}); put the file there by hand"
+            f"({one_line(error)}); put the file there by hand, or {NO_IMDB}"
         ) from None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -432,14 +464,24 @@ def pad(reviews, config):
 
 
 # %% Model: Embedding -> LSTM -> Dense
-def build_model(config, lstm_layer=None):
+def build_model(config):
     """Build the classifier; `train` compiles it.
 
-    Args: config, a Config; lstm_layer, the layer class to use for the LSTM: by default
-    FastLSTM, which computes what `keras.layers.LSTM` does in less time.
     Returns a keras.Sequential: int token ids of shape (batch, max_sequence_length) in,
-    probability of a positive review, shape (batch, 1), out.
+    probability of a positive review, shape (batch, 1), out. Raises UserError if Keras
+    refuses one of lstm_options.
     """
+    try:
+        lstm = FastLSTM(
+            **{"units": config.lstm_units, **config.lstm_options},
+            readout=config.readout,
+            name="lstm",
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"lstm_options: Keras does not take {config.lstm_options} "
+            f"({one_line(error)[:150]})"
+        ) from None
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     # A table with one vector per word, learned like every other weight.
@@ -457,42 +499,12 @@ def build_model(config, lstm_layer=None):
     if config.dropout:
         model.add(keras.layers.SpatialDropout1D(config.dropout))
     # Reads the vectors in order and keeps what matters in its state.
-    model.add(make_lstm(config, lstm_layer or FastLSTM))
+    model.add(lstm)
     if config.dropout:
         model.add(keras.layers.Dropout(config.dropout))
     # From the LSTM's state to one probability.
     model.add(keras.layers.Dense(1, activation="sigmoid"))
     return model
-
-
-def make_lstm(config, layer):
-    """The LSTM as configured; raises UserError if Keras refuses one of its options."""
-    options = {"units": config.lstm_units, **config.lstm_options, "name": "lstm"}
-    try:
-        if config.readout == "last":
-            return layer(**options)
-        if layer is FastLSTM:
-            return layer(**options, readout="all")
-        return spelled_out(config, layer(**options, return_sequences=True))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"lstm_options: Keras does not take {config.lstm_options} "
-            f"({one_line(error)[:150]})"
-        ) from None
-
-
-def spelled_out(config, lstm):
-    """An LSTM and its wide readout in Keras's own layers, for saving and comparing."""
-    time_steps = keras.Input((config.max_sequence_length, config.embedding_output_dims))
-    states = lstm(time_steps)
-    parts = [
-        keras.layers.Flatten()(
-            keras.layers.Cropping1D((config.max_sequence_length - 1, 0))(states)
-        ),
-        keras.layers.GlobalAveragePooling1D()(states),
-        keras.layers.GlobalMaxPooling1D()(states),
-    ]
-    return keras.Model(time_steps, keras.layers.Concatenate()(parts), name="lstm")
 
 
 # %% The fast LSTM: skip this on a first reading
@@ -841,6 +853,242 @@ def describe(test_results):
     return " - ".join(texts)
 
 
+# %% After training: keep the model, use it, look at the curves
+PUNCTUATION = str.maketrans(
+    dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\r\n', " ")
+)
+
+
+def words_of(text):
+    """Split a text as the IMDB reviews were: lower case, no punctuation but '."""
+    text = text.encode("utf-8", "replace").decode()  # no half characters
+    return [word for word in text.lower().translate(PUNCTUATION).split(" ") if word]
+
+
+def for_words(model):
+    """Return a twin of a trained model that takes words in place of token ids.
+
+    It is made of Keras's own layers, so that `keras.saving.load_model` reads it without
+    this file, and looks the words up itself (StringLookup). Its input has shape (batch,
+    max_sequence_length): "[START]" and the words, "" as padding. Its name tells how
+    many words of a long text it reads: the first so many, the last so many.
+    """
+    embedding, lstm, dense = (
+        next(layer for layer in model.layers if isinstance(layer, kind))
+        for kind in (keras.layers.Embedding, FastLSTM, keras.layers.Dense)
+    )
+    length, words = model.input_shape[1], model.vocabulary
+    known = words[: embedding.input_dim - FIRST_WORD - 1]
+    first = model.first_words
+    inputs = keras.Input((length,), dtype="string", name="words")
+    # StringLookup gives "" the id 0, unknown words 1 and the vocabulary those from 2 on:
+    # the start token and the unknown word change places, the others keep their ids.
+    lookup = keras.layers.StringLookup(
+        vocabulary=["[START]", "[UNUSED]", *known], mask_token="", name="lookup"
+    )
+    layers = [
+        keras.layers.Embedding.from_config(embedding.get_config()),
+        keras.layers.LSTM.from_config(lstm.get_config()),
+        keras.layers.Dense.from_config(dense.get_config()),
+    ]
+    states = layers[1](layers[0](lookup(inputs)))
+    if lstm.readout == "all":  # Keras repeats the last state over the padding
+        mean = keras.layers.GlobalAveragePooling1D()(states)
+        parts = [states[:, -1], mean, keras.ops.max(states, axis=1)]
+        states = keras.layers.Concatenate()(parts)
+    name = f"first_{first}_last_{length - first}"
+    twin = keras.Model(inputs, layers[2](states), name=name)
+    vectors = embedding.get_weights()[0]
+    vectors[[START, OUT_OF_VOCABULARY]] = vectors[[OUT_OF_VOCABULARY, START]]
+    layers[0].set_weights([vectors])
+    layers[1].set_weights(lstm.get_weights())
+    layers[2].set_weights(dense.get_weights())
+    return twin
+
+
+def save(model, path):
+    """Write a trained model to `path`, whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as folder:
+            whole = os.path.join(folder, "whole.keras")
+            for_words(model).save(whole)
+            os.replace(whole, path)
+    except OSError as error:
+        raise UserError(
+            f"model_path: {path} cannot be written ({one_line(error)}); the test "
+            "results above stand, the model is lost; choose another path and run again"
+        ) from None
+
+
+def load(path):
+    """Read a model that `save` wrote; raises UserError if it is none."""
+    if not os.path.isfile(path):
+        raise UserError(f"model_path: there is no {path}; train first: python lstm.py")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model.get_layer("lookup")
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        raise UserError(
+            f"model_path: {path} is no model of this script ({one_line(error)[:150]}); "
+            "train one: python lstm.py"
+        ) from None
+    return model
+
+
+def predict(texts, model):
+    """Judge texts.
+
+    Args: texts, a sequence of str; model, as `main` returns it or `load` reads it.
+    Returns a float32 array of shape (texts,): the probability that each is positive.
+    """
+    if isinstance(model, keras.Sequential):
+        model = for_words(model)
+    length = model.input_shape[1]
+    first = int(model.name.split("_")[1])
+    masked = model.layers[2].mask_zero
+    judged = [np.zeros(0, np.float32)]
+    for start in range(0, len(texts), 1024):
+        rows = []
+        for text in texts[start : start + 1024]:
+            words = words_of(text)
+            if len(words) > length:
+                words = words[:first] + words[len(words) - length + first :]
+            elif len(words) < length:
+                words = ["[START]", *words]
+            padding = [""] * (length - len(words))
+            rows.append(words + padding if masked else padding + words)
+        judged.append(model.predict_on_batch(tf.constant(rows))[:, 0])
+    return np.concatenate(judged)
+
+
+def print_predictions(texts, model):
+    """Print a line for each text: the text shortened, its label, its probability."""
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, 1024)):
+        for text, probability in zip(batch, predict(batch, model)):
+            text = "".join(c if c.isprintable() else " " for c in text[:200]).strip()
+            short = text if len(text) <= 50 else text[:47] + "..."
+            label = "positive" if probability > 0.5 else "negative"
+            print(f"{short} - {label} - {probability:.4f}")
+        sys.stdout.flush()
+
+
+def draw(history, test_results, path):
+    """Draw loss and accuracy per epoch to `path`, and keep them as CSV beside it."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    curves = history.history
+    with open(os.path.splitext(path)[0] + ".csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *curves])
+        writer.writerows(zip(itertools.count(1), *curves.values()))
+    names = [name for name in ("loss", "accuracy") if name in curves]
+    size = (4.5 * len(names), 3.5)
+    figure, axes = pyplot.subplots(1, len(names), figsize=size, squeeze=False)
+    for axis, name in zip(axes[0], names):
+        epochs = range(1, len(curves[name]) + 1)
+        axis.plot(epochs, curves[name], "o-", color="black", label="training")
+        if "val_" + name in curves:
+            values = curves["val_" + name]
+            axis.plot(epochs, values, "s--", color="tab:blue", label="validation")
+        result = test_results[name]
+        axis.plot(epochs[-1], result, "*", color="tab:red", markersize=12, label="test")
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    if IN_NOTEBOOK:
+        pyplot.show()
+    pyplot.close(figure)
+
+
+# %% One's own reviews
+def read_csv(path, seed):
+    """Read reviews from a CSV file with the columns text and label, perhaps split.
+
+    label is 0 or negative, 1 or positive; split is train or test. Without it a fifth of
+    the reviews of each label is held out, chosen by `seed`. Ranks are counted on the
+    training part; a word that only the test part has ranks after all others.
+    Returns what `load_data` does. Raises UserError, naming line and column.
+    """
+    ids, reviews, labels, splits = {}, [], [], []
+    csv.field_size_limit(2**30)
+    with contextlib.ExitStack() as stack:
+        reader = None
+
+        def refuse(what):
+            line = f"line {reader.line_num}: " if reader else ""
+            raise UserError(f"data: {path}: {line}{what}") from None
+
+        try:
+            file = stack.enter_context(open(path, encoding="utf-8-sig", newline=""))
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            for column in ("text", "label"):
+                if header.count(column) != 1:
+                    refuse(f"needs one column {column}; the columns are {header}")
+            text_at, label_at = header.index("text"), header.index("label")
+            split_at = header.index("split") if "split" in header else None
+            for row in reader:
+                if not row:
+                    continue  # an empty line
+                if len(row) != len(header):
+                    refuse(f"has {len(row)} columns where the header has {len(header)}")
+                label = row[label_at].strip().lower()
+                if label not in LABELS:
+                    refuse(f"label: {label[:40]!r} is not 0, 1, negative or positive")
+                labels.append(LABELS[label])
+                if split_at is not None:
+                    split = row[split_at].strip().lower()
+                    if split not in ("train", "test"):
+                        refuse(f"split: {split[:40]!r} is neither train nor test")
+                    splits.append(split == "test")
+                words = words_of(row[text_at])
+                reviews.append(
+                    array.array("i", [ids.setdefault(w, len(ids)) for w in words])
+                )
+        except (OSError, csv.Error) as error:
+            refuse(one_line(error))
+        except UnicodeDecodeError as error:
+            refuse(f"or shortly after: is not UTF-8 ({error.reason}); save it as UTF-8")
+    labels = np.array(labels, np.int64)
+    random = np.random.default_rng(seed)
+    if split_at is not None:
+        held_out = np.array(splits, bool)
+    else:
+        held_out = np.zeros(len(labels), bool)
+        for label in (0, 1):
+            rows = random.permutation(np.flatnonzero(labels == label))
+            held_out[rows[: round(len(rows) / 5)]] = True
+    for name, part in (("training", labels[~held_out]), ("test", labels[held_out])):
+        if len(set(part)) < 2:
+            raise UserError(
+                f"data: {path}: the {name} part needs reviews of both labels"
+            )
+
+    counts = np.zeros(len(ids), np.int64)
+    for row in np.flatnonzero(~held_out):
+        np.add.at(counts, reviews[row], 1)
+    order = np.argsort(-counts, kind="stable")
+    ranks = np.empty(len(ids), np.int32)
+    ranks[order] = np.arange(1, len(ids) + 1)
+    ranks[counts == 0] = 2**30
+    reviews = [array.array("i", ranks[review].tobytes()) for review in reviews]
+    words = list(ids)
+    parts = []
+    for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)):
+        rows = random.permutation(rows)
+        x = np.fromiter((reviews[row] for row in rows), object, len(rows))
+        parts.append((x, labels[rows]))
+    return *parts, [words[i] for i in order[: np.count_nonzero(counts)]]
+
+
+LABELS = {"0": 0, "negative": 0, "1": 1, "positive": 1}
+
+
 # %% The run, from the reviews to the result
 def main(config):
     """Load, build, train, evaluate and print.
@@ -850,13 +1098,19 @@ def main(config):
     Raises UserError for what the user can put right.
     """
     keras.utils.set_random_seed(config.seed)
-    model = build_model(config)  # first, so that misspelt names fail at once
+    check_paths(config)  # first, as are misspelt names: to fail at once, not at the end
+    model = build_model(config)
     compile_model(model, 1, config)
 
     start = time.perf_counter()
-    (x_train, y_train), (x_test, y_test) = load_imdb()
-    if round(len(x_train) * (1 - config.validation_split)) < 1:
-        raise UserError("validation_split: leaves no review to train on; lower it")
+    (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
+    model.vocabulary = vocabulary
+    model.first_words = int(config.beginning * config.max_sequence_length)
+    held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
+    if config.validation_split and not 0 < held_out < len(x_train):
+        raise UserError(
+            f"validation_split: leaves one of the sides of {len(x_train)} reviews empty"
+        )
     print(x_train.shape)
     print(x_test.shape)
     x_train, x_test = pad(x_train, config), pad(x_test, config)
@@ -877,12 +1131,47 @@ def main(config):
         f"Time - load: {load_time:.1f}s - fit: {fit_time:.1f}s "
         f"- evaluate: {evaluate_time:.1f}s"
     )
+    if len(x_test) < 1000:
+        points = 100 / len(x_test)
+        print(f"({len(x_test)} test reviews, {points:.2g}% each: no benchmark)")
+    if config.plot:
+        draw(history, test_results, config.plot)
+    save(model, config.model_path)
+    print(
+        f"Model kept in {config.model_path} - try: "
+        'python lstm.py --predict "A wonderful film"'
+    )
     return model, history, test_results
+
+
+def check_paths(config):
+    """Refuse what could not be written once training is over; raises UserError."""
+    for name in ("model_path", "plot"):
+        path = getattr(config, name)
+        if not path:
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
+                pass
+            if os.path.isdir(path):
+                raise IsADirectoryError("it is a folder")
+        except OSError as error:
+            raise UserError(
+                f"{name}: {path} cannot be written ({one_line(error)})"
+            ) from None
+    if config.plot and not importlib.util.find_spec("matplotlib"):
+        raise UserError("plot: needs Matplotlib; pip install matplotlib")
 
 
 if __name__ == "__main__":
     try:
-        model, history, test_results = main(config)
+        if texts is None:
+            model, history, test_results = main(config)
+        else:
+            if texts == ["-"]:
+                sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+                texts = sys.stdin
+            print_predictions(texts, load(config.model_path))
     except UserError as error:
         if IN_NOTEBOOK:
             raise
@@ -891,3 +1180,6 @@ if __name__ == "__main__":
         if IN_NOTEBOOK:
             raise
         sys.exit(print("lstm.py: stopped", file=sys.stderr) or 130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

@@ -1,5 +1,6 @@
 """What the tests share: made-up reviews in Keras's file layout, and the script run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ def write_reviews(path, train=300, test=100, seed=0):
             reviews[i] = [int(word) for word in rng.permutation([*words, *praise])]
         arrays[f"x_{part}"], arrays[f"y_{part}"] = reviews, labels
     np.savez_compressed(path, **arrays)
+    index = {f"word{rank}": rank for rank in range(1, 150)}
+    path.with_name("imdb_word_index.json").write_text(json.dumps(index))
 
 
 @pytest.fixture(scope="session")

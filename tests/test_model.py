@@ -81,16 +81,21 @@ def test_fast_lstm_computes_what_keras_does(padding):
 
 @pytest.mark.parametrize("padding", [None, "after"])
 def test_wide_readout_computes_what_keras_layers_do(padding):
-    config = lstm.Config(
-        lstm_units=7, embedding_output_dims=5, max_sequence_length=30, readout="all"
-    )
-    fast = lstm.make_lstm(config, lstm.FastLSTM)
-    plain = lstm.make_lstm(config, keras.layers.LSTM)
+    fast = lstm.FastLSTM(7, readout="all")
     fast.build((None, 30, 5))
     rng = np.random.default_rng(0)
-    values = [rng.normal(0, 0.5, w.shape) for w in fast.get_weights()]
-    fast.set_weights(values)
-    plain.set_weights(values)
+    fast.set_weights([rng.normal(0, 0.5, w.shape) for w in fast.get_weights()])
+
+    inputs = keras.Input((30, 5))
+    states = keras.layers.LSTM.from_config(fast.get_config())(inputs)
+    parts = [
+        states[:, -1],
+        keras.layers.GlobalAveragePooling1D()(states),
+        keras.ops.max(states, axis=1),
+    ]
+    plain = keras.Model(inputs, keras.layers.Concatenate()(parts))
+    plain.set_weights(fast.get_weights())
+
     x = rng.normal(size=(130, 30, 5)).astype("float32")
     lengths = rng.integers(1, 25, 130)
     mask = np.arange(30) < lengths[:, None] if padding else None
@@ -149,24 +154,25 @@ def test_training_follows_keras(reviews, monkeypatch):
     )
     (x, y), _ = lstm.load_imdb()
     losses = []
-    for layer in (lstm.FastLSTM, keras.layers.LSTM):
+    for applies in (lstm.FastLSTM.applies, lambda *_: False):
+        monkeypatch.setattr(lstm.FastLSTM, "applies", applies)
         keras.utils.set_random_seed(1)
-        model = lstm.build_model(config, layer)
+        model = lstm.build_model(config)
         history = lstm.train(model, lstm.pad(x, config), y, config)
         losses.append(history.history["loss"])
     np.testing.assert_allclose(*losses, atol=1e-3)
 
 
-def test_training_step_is_a_graph():
+def test_training_step_is_a_graph(monkeypatch):
     eager = []
 
-    class Probe(lstm.FastLSTM):
-        def call(self, sequences, initial_state=None, mask=None, training=False):
-            eager.append(tf.executing_eagerly())
-            return super().call(sequences, initial_state, mask, training)
+    def applies(self, initial_state):
+        eager.append(tf.executing_eagerly())
+        return True
 
     config = lstm.Config(num_distinct_words=10, max_sequence_length=5, verbosity_mode=0)
-    model = lstm.build_model(config, Probe)
+    monkeypatch.setattr(lstm.FastLSTM, "applies", applies)
+    model = lstm.build_model(config)
     eager.clear()
     lstm.train(model, np.ones((20, 5), "int32"), np.ones(20), config)
     assert eager and not any(eager)
@@ -202,7 +208,7 @@ def test_damaged_copy(content, tmp_path, monkeypatch):
 def test_presets_lose_against_what_is_given():
     for name, values in lstm.PRESETS.items():
         assert lstm.Config(preset=name, lstm_units=3).lstm_units == 3
-        config = lstm.parse_command_line(["--preset", name, "--lstm_units=3"])
+        config, _ = lstm.parse_command_line(["--preset", name, "--lstm_units=3"])
         assert config == lstm.Config(preset=name, lstm_units=3)
         for field, value in values.items():
             assert getattr(lstm.Config(preset=name), field) == value

@@ -22,18 +22,20 @@ def test_prints_the_articles_lines_and_nothing_else(run):
     assert "\b" not in process.stdout and "\x1b" not in process.stdout
     lines = process.stdout.splitlines()
     assert lines[:2] == ["(300,)", "(100,)"]
-    summary = " ".join(lines[2:-4])
+    summary = " ".join(lines[2:-6])
     for text in ("(None, 20, 15)", "(None, 10)", "(None, 1)"):
         assert text in summary
     for count in ("75,000", "1,040", "11", "76,051"):
         assert re.search(rf"\D{count}\D", summary)
-    assert re.match(r"Epoch 1/2 - \d+\.\ds - .*val_loss: \d\.\d{4}", lines[-4])
-    assert lines[-3].startswith("Epoch 2/2 - ")
+    assert "(100 test reviews" in lines[-2]
+    assert lines[-1].startswith("Model kept in lstm.keras")
+    assert re.match(r"Epoch 1/2 - \d+\.\ds - .*val_loss: \d\.\d{4}", lines[-6])
+    assert lines[-5].startswith("Epoch 2/2 - ")
     assert re.fullmatch(
-        r"Test results - Loss: \d\.\d{4} - Accuracy: \d+\.\d\d%", lines[-2]
+        r"Test results - Loss: \d\.\d{4} - Accuracy: \d+\.\d\d%", lines[-4]
     )
     assert re.fullmatch(
-        r"Time - load: \d+\.\ds - fit: \d+\.\ds - evaluate: \d+\.\ds", lines[-1]
+        r"Time - load: \d+\.\ds - fit: \d+\.\ds - evaluate: \d+\.\ds", lines[-3]
     )
 
 
@@ -46,7 +48,7 @@ def test_learns(run):
 def test_tuned_preset(run):
     process = run("--preset", "tuned", *TINY, "--validation-split", "0.2")
     assert process.stderr == ""
-    assert "(None, 48)" in process.stdout
+    assert "(None, 30)" in process.stdout
     assert "val_loss" in process.stdout
 
 
