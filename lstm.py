@@ -395,39 +395,6 @@ def load_imdb():
     return parts
 
 
-def read_array(archive, name):
-    """Read one array of an .npz file, refusing pickles that hold more than lists.
-
-    Args: archive, an open zipfile.ZipFile; name, of the array.
-    Raises pickle.UnpicklingError for a pickle that would import anything but NumPy's
-    array, and ValueError for one that unpacks to over a gigabyte.
-    """
-
-    class ListsOnly(pickle.Unpickler):
-        def find_class(self, module, name):
-            if (module.split(".")[0], name) in (
-                ("numpy", "ndarray"),
-                ("numpy", "dtype"),
-                ("numpy", "_reconstruct"),
-            ):
-                return super().find_class(module, name)
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    if archive.getinfo(name + ".npy").file_size > 2**30:
-        raise ValueError(f"{name} unpacks to over a gigabyte")
-    with archive.open(name + ".npy") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype == object:
-            return ListsOnly(file).load()
-        return np.frombuffer(file.read(), dtype).reshape(shape)
-
-
-def one_line(error):
-    """The message of an exception, or its name, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def pad(reviews, config):
     """Turn reviews into token ids, all of one length, as `pad_sequences` would.
 
@@ -507,7 +474,262 @@ def build_model(config):
     return model
 
 
-# %% The fast LSTM: skip this on a first reading
+# %% Training and evaluation
+def train(model, x_train, y_train, config):
+    """Compile and fit the model on token ids (reviews, time) and labels (reviews,).
+
+    Returns Keras's History, whose `.history` holds the curves. Raises UserError if
+    Keras does not know the optimizer, the loss or a metric.
+    """
+    x_valid = y_valid = None
+    if config.validation_split:  # as Keras takes it: the last part
+        first = int(len(x_train) * (1 - config.validation_split))
+        x_train, x_valid = x_train[:first], x_train[first:]
+        y_train, y_valid = y_train[:first], y_train[first:]
+    if config.log_odds:
+        start_from_log_odds(model, x_train, y_train, config)
+    compile_model(model, len(x_train), config)
+    verbose, callbacks = config.verbosity_mode, []
+    if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
+        verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
+    if config.masked:
+        data = {"x": BatchesByLength(x_train, y_train, config, shuffle=True)}
+        if x_valid is not None:
+            valid = BatchesByLength(x_valid, y_valid, config, shuffle=False)
+            data["validation_data"] = valid
+    else:
+        data = {"x": x_train, "y": y_train, "batch_size": config.batch_size}
+        if x_valid is not None:
+            data["validation_data"] = x_valid, y_valid
+    return model.fit(
+        **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
+    )
+
+
+def compile_model(model, training_reviews, config):
+    """Give the model its optimizer, loss and metrics, as configured."""
+    for name, get in (
+        ("loss_function", keras.losses.get),
+        ("optimizer", keras.optimizers.get),
+        ("additional_metrics", lambda names: [keras.metrics.get(n) for n in names]),
+    ):
+        try:
+            get(getattr(config, name))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{name}: Keras does not take {getattr(config, name)!r} "
+                f"({one_line(error)[:150]})"
+            ) from None
+    optimizer = config.optimizer
+    if isinstance(optimizer, str):
+        rate = config.learning_rate
+        if config.cosine_decay:
+            batches = math.ceil(training_reviews / config.batch_size)
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, batches * config.number_of_epochs
+            )
+        optimizer = keras.optimizers.get(
+            {"class_name": optimizer, "config": {"learning_rate": rate}}
+        )
+    model.compile(
+        optimizer=optimizer,
+        loss=config.loss_function,
+        metrics=list(config.additional_metrics),
+    )
+
+
+def evaluate(model, x_test, y_test, config):
+    """Return a dict of the loss and the metrics on token ids and labels."""
+    if config.masked:
+        data = {"x": BatchesByLength(x_test, y_test, config, shuffle=False)}
+    else:
+        data = {"x": x_test, "y": y_test, "batch_size": config.batch_size}
+    return model.evaluate(**data, verbose=0, return_dict=True)
+
+
+def describe(test_results):
+    """The test results as text: the loss first, accuracies in percent."""
+    texts = [f"Loss: {test_results['loss']:.4f}"]
+    for name, value in test_results.items():
+        if name != "loss":
+            text = f"{value:.2%}" if "accuracy" in name else f"{value:.4f}"
+            texts.append(f"{name.capitalize()}: {text}")
+    return " - ".join(texts)
+
+
+# %% The run, from the reviews to the result
+def main(config):
+    """Load, build, train, evaluate and print.
+
+    Returns (model, history, test_results): the trained keras.Sequential, Keras's
+    History of the fit, and a dict of the loss and the metrics on the test reviews.
+    Raises UserError for what the user can put right.
+    """
+    keras.utils.set_random_seed(config.seed)
+    check_paths(config)  # first, as are misspelt names: to fail at once, not at the end
+    model = build_model(config)
+    compile_model(model, 1, config)
+
+    start = time.perf_counter()
+    (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
+    model.vocabulary = vocabulary
+    model.first_words = int(config.beginning * config.max_sequence_length)
+    held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
+    if config.validation_split and not 0 < held_out < len(x_train):
+        raise UserError(
+            f"validation_split: leaves one of the sides of {len(x_train)} reviews empty"
+        )
+    print(x_train.shape)
+    print(x_test.shape)
+    x_train = pad(x_train, config)
+    x_test = pad(x_test, config)
+    load_time = time.perf_counter() - start
+
+    model.summary()
+
+    start = time.perf_counter()
+    history = train(model, x_train, y_train, config)
+    fit_time = time.perf_counter() - start
+
+    start = time.perf_counter()
+    test_results = evaluate(model, x_test, y_test, config)
+    evaluate_time = time.perf_counter() - start
+
+    print(f"Test results - {describe(test_results)}")
+    print(
+        f"Time - load: {load_time:.1f}s - fit: {fit_time:.1f}s "
+        f"- evaluate: {evaluate_time:.1f}s"
+    )
+    if len(x_test) < 1000:
+        points = 100 / len(x_test)
+        print(f"({len(x_test)} test reviews, {points:.2g}% each: no benchmark)")
+    if config.plot:
+        draw(history, test_results, config.plot)
+    save(model, config.model_path)
+    print(
+        f"Model kept in {config.model_path} - try: "
+        'python lstm.py --predict "A wonderful film"'
+    )
+    return model, history, test_results
+
+
+# %% The story ends here: what it called upon follows, to be read when wanted
+def start_from_log_odds(model, x_train, y_train, config):
+    """Let the first number of each word vector say which label the word speaks for.
+
+    It is the logarithm of how much likelier a positive review is to hold the word than
+    a negative one, as in naive Bayes (Wang and Manning, ACL 2012). Training goes on
+    from there.
+    """
+    counts = np.ones((2, config.num_distinct_words))  # as if each were seen once
+    for review, label in zip(x_train, y_train):
+        counts[int(label), np.unique(review)] += 1
+    negative, positive = np.log(counts / counts.sum(1, keepdims=True))
+    vectors = model.layers[0].get_weights()[0]
+    vectors[:, 0] = config.log_odds * (positive - negative)
+    model.layers[0].set_weights([vectors])
+
+
+class BatchesByLength(keras.utils.PyDataset):
+    """Batches of reviews of like length, so that short ones end early.
+
+    Sorted by length, with up to 30 tokens of chance so that no epoch's batches are the
+    last one's; the batches themselves come in random order.
+    """
+
+    def __init__(self, x, y, config, shuffle):
+        super().__init__()
+        self.x, self.y, self.size, self.shuffle = x, y, config.batch_size, shuffle
+        self.lengths = (x != PADDING).sum(1)
+        self.random = np.random.default_rng(config.seed)
+        self.on_epoch_end()
+
+    def on_epoch_end(self):
+        chance = self.random.integers(0, 30, len(self.x)) if self.shuffle else 0
+        order = np.argsort(self.lengths + chance, kind="stable")
+        self.batches = np.split(order, range(self.size, len(order), self.size))
+        if self.shuffle:
+            self.random.shuffle(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        rows = self.batches[index]
+        return self.x[rows], self.y[rows]
+
+
+class EpochLine(keras.callbacks.Callback):
+    """Print one line an epoch, for output that goes to a file or a pipe."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
+        seconds = time.perf_counter() - self.start
+        print(
+            f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}", flush=True
+        )
+
+
+def check_paths(config):
+    """Refuse what could not be written once training is over; raises UserError."""
+    for name in ("model_path", "plot"):
+        path = getattr(config, name)
+        if not path:
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
+                pass
+            if os.path.isdir(path):
+                raise IsADirectoryError("it is a folder")
+        except OSError as error:
+            raise UserError(
+                f"{name}: {path} cannot be written ({one_line(error)})"
+            ) from None
+    if config.plot and not importlib.util.find_spec("matplotlib"):
+        raise UserError("plot: needs Matplotlib; pip install matplotlib")
+
+
+def read_array(archive, name):
+    """Read one array of an .npz file, refusing pickles that hold more than lists.
+
+    Args: archive, an open zipfile.ZipFile; name, of the array.
+    Raises pickle.UnpicklingError for a pickle that would import anything but NumPy's
+    array, and ValueError for one that unpacks to over a gigabyte.
+    """
+
+    class ListsOnly(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module.split(".")[0], name) in (
+                ("numpy", "ndarray"),
+                ("numpy", "dtype"),
+                ("numpy", "_reconstruct"),
+            ):
+                return super().find_class(module, name)
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    if archive.getinfo(name + ".npy").file_size > 2**30:
+        raise ValueError(f"{name} unpacks to over a gigabyte")
+    with archive.open(name + ".npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype == object:
+            return ListsOnly(file).load()
+        return np.frombuffer(file.read(), dtype).reshape(shape)
+
+
+def one_line(error):
+    """The message of an exception, or its name, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# %% The fast LSTM
 # What it does: the same LSTM as keras.layers.LSTM, same weights and same numbers, with
 # the loop over time and its backpropagation written out and compiled by XLA.
 # What it buys: on a CPU, Keras runs some twenty small operations a time step; this runs
@@ -705,152 +927,6 @@ def read_out(states, mask):
     mean = tf.reduce_sum(states * real, 1) / tf.reduce_sum(real, 1)
     highest = tf.reduce_max(tf.where(mask[..., None], states, -1), 1)
     return tf.concat([tf.gather(states, last, batch_dims=1), mean, highest], 1)
-
-
-# %% Training and evaluation
-def train(model, x_train, y_train, config):
-    """Compile and fit the model on token ids (reviews, time) and labels (reviews,).
-
-    Returns Keras's History, whose `.history` holds the curves. Raises UserError if
-    Keras does not know the optimizer, the loss or a metric.
-    """
-    x_valid = y_valid = None
-    if config.validation_split:  # as Keras takes it: the last part
-        first = int(len(x_train) * (1 - config.validation_split))
-        x_train, x_valid = x_train[:first], x_train[first:]
-        y_train, y_valid = y_train[:first], y_train[first:]
-    if config.log_odds:
-        start_from_log_odds(model, x_train, y_train, config)
-    compile_model(model, len(x_train), config)
-    verbose, callbacks = config.verbosity_mode, []
-    if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
-        verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
-    if config.masked:
-        data = {"x": BatchesByLength(x_train, y_train, config, shuffle=True)}
-        if x_valid is not None:
-            valid = BatchesByLength(x_valid, y_valid, config, shuffle=False)
-            data["validation_data"] = valid
-    else:
-        data = {"x": x_train, "y": y_train, "batch_size": config.batch_size}
-        if x_valid is not None:
-            data["validation_data"] = x_valid, y_valid
-    return model.fit(
-        **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
-    )
-
-
-def start_from_log_odds(model, x_train, y_train, config):
-    """Let the first number of each word vector say which label the word speaks for.
-
-    It is the logarithm of how much likelier a positive review is to hold the word than
-    a negative one, as in naive Bayes (Wang and Manning, ACL 2012). Training goes on
-    from there.
-    """
-    counts = np.ones((2, config.num_distinct_words))  # as if each were seen once
-    for review, label in zip(x_train, y_train):
-        counts[int(label), np.unique(review)] += 1
-    negative, positive = np.log(counts / counts.sum(1, keepdims=True))
-    vectors = model.layers[0].get_weights()[0]
-    vectors[:, 0] = config.log_odds * (positive - negative)
-    model.layers[0].set_weights([vectors])
-
-
-def compile_model(model, training_reviews, config):
-    """Give the model its optimizer, loss and metrics, as configured."""
-    for name, get in (
-        ("loss_function", keras.losses.get),
-        ("optimizer", keras.optimizers.get),
-        ("additional_metrics", lambda names: [keras.metrics.get(n) for n in names]),
-    ):
-        try:
-            get(getattr(config, name))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{name}: Keras does not take {getattr(config, name)!r} "
-                f"({one_line(error)[:150]})"
-            ) from None
-    optimizer = config.optimizer
-    if isinstance(optimizer, str):
-        rate = config.learning_rate
-        if config.cosine_decay:
-            batches = math.ceil(training_reviews / config.batch_size)
-            rate = keras.optimizers.schedules.CosineDecay(
-                rate, batches * config.number_of_epochs
-            )
-        optimizer = keras.optimizers.get(
-            {"class_name": optimizer, "config": {"learning_rate": rate}}
-        )
-    model.compile(
-        optimizer=optimizer,
-        loss=config.loss_function,
-        metrics=list(config.additional_metrics),
-    )
-
-
-class BatchesByLength(keras.utils.PyDataset):
-    """Batches of reviews of like length, so that short ones end early.
-
-    Sorted by length, with up to 30 tokens of chance so that no epoch's batches are the
-    last one's; the batches themselves come in random order.
-    """
-
-    def __init__(self, x, y, config, shuffle):
-        super().__init__()
-        self.x, self.y, self.size, self.shuffle = x, y, config.batch_size, shuffle
-        self.lengths = (x != PADDING).sum(1)
-        self.random = np.random.default_rng(config.seed)
-        self.on_epoch_end()
-
-    def on_epoch_end(self):
-        chance = self.random.integers(0, 30, len(self.x)) if self.shuffle else 0
-        order = np.argsort(self.lengths + chance, kind="stable")
-        self.batches = np.split(order, range(self.size, len(order), self.size))
-        if self.shuffle:
-            self.random.shuffle(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        rows = self.batches[index]
-        return self.x[rows], self.y[rows]
-
-
-class EpochLine(keras.callbacks.Callback):
-    """Print one line an epoch, for output that goes to a file or a pipe."""
-
-    def __init__(self, epochs):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
-        seconds = time.perf_counter() - self.start
-        print(
-            f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}", flush=True
-        )
-
-
-def evaluate(model, x_test, y_test, config):
-    """Return a dict of the loss and the metrics on token ids and labels."""
-    if config.masked:
-        data = {"x": BatchesByLength(x_test, y_test, config, shuffle=False)}
-    else:
-        data = {"x": x_test, "y": y_test, "batch_size": config.batch_size}
-    return model.evaluate(**data, verbose=0, return_dict=True)
-
-
-def describe(test_results):
-    """The test results as text: the loss first, accuracies in percent."""
-    texts = [f"Loss: {test_results['loss']:.4f}"]
-    for name, value in test_results.items():
-        if name != "loss":
-            text = f"{value:.2%}" if "accuracy" in name else f"{value:.4f}"
-            texts.append(f"{name.capitalize()}: {text}")
-    return " - ".join(texts)
 
 
 # %% After training: keep the model, use it, look at the curves
@@ -1076,7 +1152,8 @@ def read_csv(path, seed):
     ranks = np.empty(len(ids), np.int32)
     ranks[order] = np.arange(1, len(ids) + 1)
     ranks[counts == 0] = 2**30
-    reviews = [array.array("i", ranks[review].tobytes()) for review in reviews]
+    for row, review in enumerate(reviews):  # in place: memory for one copy is enough
+        reviews[row] = array.array("i", ranks[review].tobytes())
     words = list(ids)
     parts = []
     for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)):
@@ -1089,80 +1166,7 @@ def read_csv(path, seed):
 LABELS = {"0": 0, "negative": 0, "1": 1, "positive": 1}
 
 
-# %% The run, from the reviews to the result
-def main(config):
-    """Load, build, train, evaluate and print.
-
-    Returns (model, history, test_results): the trained keras.Sequential, Keras's
-    History of the fit, and a dict of the loss and the metrics on the test reviews.
-    Raises UserError for what the user can put right.
-    """
-    keras.utils.set_random_seed(config.seed)
-    check_paths(config)  # first, as are misspelt names: to fail at once, not at the end
-    model = build_model(config)
-    compile_model(model, 1, config)
-
-    start = time.perf_counter()
-    (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
-    model.vocabulary = vocabulary
-    model.first_words = int(config.beginning * config.max_sequence_length)
-    held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
-    if config.validation_split and not 0 < held_out < len(x_train):
-        raise UserError(
-            f"validation_split: leaves one of the sides of {len(x_train)} reviews empty"
-        )
-    print(x_train.shape)
-    print(x_test.shape)
-    x_train, x_test = pad(x_train, config), pad(x_test, config)
-    load_time = time.perf_counter() - start
-
-    model.summary()
-
-    start = time.perf_counter()
-    history = train(model, x_train, y_train, config)
-    fit_time = time.perf_counter() - start
-
-    start = time.perf_counter()
-    test_results = evaluate(model, x_test, y_test, config)
-    evaluate_time = time.perf_counter() - start
-
-    print(f"Test results - {describe(test_results)}")
-    print(
-        f"Time - load: {load_time:.1f}s - fit: {fit_time:.1f}s "
-        f"- evaluate: {evaluate_time:.1f}s"
-    )
-    if len(x_test) < 1000:
-        points = 100 / len(x_test)
-        print(f"({len(x_test)} test reviews, {points:.2g}% each: no benchmark)")
-    if config.plot:
-        draw(history, test_results, config.plot)
-    save(model, config.model_path)
-    print(
-        f"Model kept in {config.model_path} - try: "
-        'python lstm.py --predict "A wonderful film"'
-    )
-    return model, history, test_results
-
-
-def check_paths(config):
-    """Refuse what could not be written once training is over; raises UserError."""
-    for name in ("model_path", "plot"):
-        path = getattr(config, name)
-        if not path:
-            continue
-        try:
-            with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
-                pass
-            if os.path.isdir(path):
-                raise IsADirectoryError("it is a folder")
-        except OSError as error:
-            raise UserError(
-                f"{name}: {path} cannot be written ({one_line(error)})"
-            ) from None
-    if config.plot and not importlib.util.find_spec("matplotlib"):
-        raise UserError("plot: needs Matplotlib; pip install matplotlib")
-
-
+# %% Start: the script and the notebook alike
 if __name__ == "__main__":
     try:
         if texts is None:

@@ -2,10 +2,13 @@
 
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
     python tests/benchmark.py speed 3
+    python tests/benchmark.py scale 1000000
 
 `seeds` trains once per seed and prints mean, standard deviation, worst and best.
 `speed` runs this script and the same job in plain Keras in turn, each in a process of
 its own, and prints medians, the spread, and the ratio of the medians.
+`scale` makes up so many reviews of 200 words as a CSV file and trains on them for one
+epoch, then judges as many lines of text, and prints seconds and peak memory of both.
 """
 
 import os
@@ -14,9 +17,13 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 SCRIPT = Path(__file__).resolve().parent.parent / "lstm.py"
 
@@ -51,22 +58,27 @@ print(f"Time - load: {load:.3f}s - fit: {fit:.3f}s - evaluate: {evaluate:.3f}s")
 """
 
 
-def measure(*command):
-    """Run a command; return accuracy (%), seconds of each part, peak memory (MiB)."""
+def run(*command, stdin=None):
+    """Run a command; return its output, its seconds and its peak memory (MiB)."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, text=True
+        [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, text=True
     )
-    output = process.stdout.read()
+    output = "".join(deque(process.stdout, 10))  # the last lines are enough
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{command} failed")
-    figures = {"process": time.perf_counter() - start}
-    figures["accuracy"] = float(re.search(r"Accuracy: ([\d.]+)%", output)[1])
-    for part, seconds in re.findall(r"(\w+): ([\d.]+)s", output.splitlines()[-1]):
-        figures[part] = float(seconds)
     unit = 1024 if sys.platform != "darwin" else 1024**2
-    figures["memory"] = usage.ru_maxrss / unit
+    return output, time.perf_counter() - start, usage.ru_maxrss / unit
+
+
+def measure(*command):
+    """Run a training; return accuracy (%), seconds of each part, peak memory (MiB)."""
+    output, seconds, memory = run(*command)
+    figures = {"process": seconds, "memory": memory}
+    figures["accuracy"] = float(re.search(r"Accuracy: ([\d.]+)%", output)[1])
+    for part, seconds in re.findall(r"(\w+): ([\d.]+)s", output.partition("Time")[2]):
+        figures[part] = float(seconds)
     return figures
 
 
@@ -113,12 +125,39 @@ def speed(rounds):
         print(f"| {part} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
 
 
+def scale(count):
+    """Train on `count` made-up reviews, judge them, print seconds and peak memory."""
+    random = np.random.default_rng(1)
+    words = np.array([f"word{rank}" for rank in range(20_000)])
+    with tempfile.TemporaryDirectory() as folder:
+        data, lines = os.path.join(folder, "data.csv"), os.path.join(folder, "lines")
+        with open(data, "w") as table, open(lines, "w") as plain:
+            print("text,label", file=table)
+            for label in random.integers(0, 2, count):
+                ranks = random.exponential(2000, 200).astype(int) % 20_000
+                ranks[-3:] = 2 * random.integers(0, 50, 3) + label
+                text = " ".join(words[ranks])
+                print(f"{text},{label}", file=table)
+                print(text, file=plain)
+        kept = ["--model-path", os.path.join(folder, "scale.keras")]
+        output, seconds, memory = run(
+            str(SCRIPT), "--data", data, "--number-of-epochs", "1", *kept
+        )
+        print(output.partition("Test")[1] + output.partition("Test")[2])
+        print(f"train on {count:,} reviews: {seconds:.0f} s, peak {memory:.0f} MiB")
+        with open(lines) as stdin:
+            _, seconds, memory = run(str(SCRIPT), "--predict", "-", *kept, stdin=stdin)
+        print(f"judge {count:,} lines: {seconds:.0f} s, peak {memory:.0f} MiB")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["seeds", count, *flags]:
             task = seeds, int(count), flags
         case ["speed", count]:
             task = speed, int(count)
+        case ["scale", count]:
+            task = scale, int(count)
         case _:
             sys.exit(__doc__)
     print(

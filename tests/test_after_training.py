@@ -217,3 +217,10 @@ def test_curves(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert set(rows[0]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_curves_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lstm.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(lstm.UserError, match="plot: .* pip install matplotlib"):
+        lstm.check_paths(lstm.Config(plot="curves.png"))

@@ -16,7 +16,8 @@ EDITS = {
 }
 AFTER = """
 print(type(model).__name__, len(history.history["loss"]), sorted(test_results))
-_, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0))
+_, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0, plot="curves.png"))
+print(predict(["word1 word2"], model).shape)
 print("again", len(again.history["loss"]))
 """
 MISTAKE = "main(Config(batch_size=0))"
@@ -51,5 +52,7 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     assert "Test results - Loss: " in text
     assert "Sequential 1 ['accuracy', 'loss']" in text
     assert "again 2" in text
+    assert "(1,)" in text
+    assert [out for out in outputs if "image/png" in out.get("data", {})]
     (error,) = (out for out in outputs if out.output_type == "error")
     assert error.traceback == ["lstm.py: batch_size: 0 will not do; give at least 1"]
