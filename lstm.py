@@ -408,7 +408,7 @@ def pad(reviews, config):
     kept = [
         review
         if len(review) <= length
-        else review[:start] + review[len(review) - length + start :]
+        else [*review[:start], *review[len(review) - length + start :]]
         for review in reviews
     ]
     lengths = np.fromiter(map(len, kept), np.int64, len(kept))
@@ -1090,7 +1090,8 @@ def read_csv(path, seed):
     training part; a word that only the test part has ranks after all others.
     Returns what `load_data` does. Raises UserError, naming line and column.
     """
-    ids, reviews, labels, splits = {}, [], [], []
+    ids, labels, splits = {}, [], []
+    tokens, ends = array.array("i"), [0]  # all reviews in one, and where each ends
     csv.field_size_limit(2**30)
     with contextlib.ExitStack() as stack:
         reader = None
@@ -1123,9 +1124,8 @@ def read_csv(path, seed):
                         refuse(f"split: {split[:40]!r} is neither train nor test")
                     splits.append(split == "test")
                 words = words_of(row[text_at])
-                reviews.append(
-                    array.array("i", [ids.setdefault(w, len(ids)) for w in words])
-                )
+                tokens.extend(ids.setdefault(word, len(ids)) for word in words)
+                ends.append(len(tokens))
         except (OSError, csv.Error) as error:
             refuse(one_line(error))
         except UnicodeDecodeError as error:
@@ -1145,20 +1145,23 @@ def read_csv(path, seed):
                 f"data: {path}: the {name} part needs reviews of both labels"
             )
 
+    flat = np.asarray(tokens)  # shares its memory
     counts = np.zeros(len(ids), np.int64)
     for row in np.flatnonzero(~held_out):
-        np.add.at(counts, reviews[row], 1)
+        np.add.at(counts, flat[ends[row] : ends[row + 1]], 1)
     order = np.argsort(-counts, kind="stable")
     ranks = np.empty(len(ids), np.int32)
     ranks[order] = np.arange(1, len(ids) + 1)
     ranks[counts == 0] = 2**30
-    for row, review in enumerate(reviews):  # in place: memory for one copy is enough
-        reviews[row] = array.array("i", ranks[review].tobytes())
+    for start in range(0, len(flat), 2**20):  # in place: memory for one copy is enough
+        flat[start : start + 2**20] = ranks[flat[start : start + 2**20]]
+    reviews = memoryview(tokens)
     words = list(ids)
     parts = []
     for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)):
         rows = random.permutation(rows)
-        x = np.fromiter((reviews[row] for row in rows), object, len(rows))
+        texts = (reviews[ends[row] : ends[row + 1]] for row in rows)
+        x = np.fromiter(texts, object, len(rows))
         parts.append((x, labels[rows]))
     return *parts, [words[i] for i in order[: np.count_nonzero(counts)]]
 

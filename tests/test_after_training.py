@@ -185,6 +185,15 @@ def test_csv_split_and_vocabulary_of_the_training_part(tmp_path):
     assert sorted(map(list, lstm.pad(x_test, config))) == [[0, 1, 4], [1, 2, 4]]
 
 
+def test_csv_without_a_word(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\n" + ",1\n...,0\n" * 10)
+    (x_train, _), _, words = lstm.read_csv(str(path), seed=1)
+    assert words == []
+    config = lstm.Config(max_sequence_length=2)
+    assert set(map(tuple, lstm.pad(x_train, config))) == {(0, 1)}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
