@@ -3,8 +3,9 @@
     python lstm.py
 
 Reads the 50,000 IMDB reviews (17 MB, downloaded once), trains Embedding -> LSTM
--> Dense for five epochs and reports the accuracy on 25,000 reviews it never saw:
-85 to 88%, depending on the seed. README.md says what was measured, and how.
+-> Dense for five epochs and reports the accuracy on 25,000 reviews it never saw: 86.2%
+over ten seeds, with a standard deviation of 1.1. It takes a third to a half of the time
+of the same job in plain Keras on a CPU. README.md says how that was measured.
 
 Every value below is also a flag (`python lstm.py --help`). In a notebook, paste the
 file into one cell or open it cell by cell (`# %%`); `model`, `history` and
@@ -58,7 +59,7 @@ class Config:
     verbosity_mode: int = 1  # 0 silent, 1 progress, 2 one line an epoch
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
-    preset: str = "article"  # which values to start from: article, tuned or large
+    preset: str = "article"  # which values to start from: article or tuned
     masked: bool = False  # pad after the text, skip the padding, batch by length
     beginning: float = 0.0  # share of the tokens a long review keeps of its start
     readout: str = "last"  # what Dense reads: last state, or all: last, mean, maximum
@@ -565,6 +566,11 @@ def main(config):
     History of the fit, and a dict of the loss and the metrics on the test reviews.
     Raises UserError for what the user can put right.
     """
+    if config.force_cpu and tf.config.list_logical_devices("GPU"):
+        raise UserError(
+            "force_cpu: TensorFlow has claimed the GPU; restart Python and set it in "
+            "Config before TensorFlow is imported"
+        )
     keras.utils.set_random_seed(config.seed)
     check_paths(config)  # first, as are misspelt names: to fail at once, not at the end
     model = build_model(config)

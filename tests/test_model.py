@@ -212,3 +212,9 @@ def test_presets_lose_against_what_is_given():
         assert config == lstm.Config(preset=name, lstm_units=3)
         for field, value in values.items():
             assert getattr(lstm.Config(preset=name), field) == value
+
+
+def test_cpu_switch_that_comes_too_late_is_refused(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    with pytest.raises(lstm.UserError, match="force_cpu: .* restart"):
+        lstm.main(lstm.Config(force_cpu=True))
