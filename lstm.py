@@ -80,8 +80,7 @@ class Config:
         names = [f.name for f in fields(self)]
         for name in given:
             if name not in names:
-                close = difflib.get_close_matches(name, names, 1)
-                hint = f"did you mean {close[0]}?" if close else "see --help"
+                hint = nearest(name, names)
                 raise UserError(f"{name}: there is no such field; {hint}")
         defaults = {
             f.name: f.default if f.default_factory is not dict else {}
@@ -118,6 +117,12 @@ class UserError(Exception):
 
     def _render_traceback_(self):  # what IPython prints in the traceback's place
         return [f"lstm.py: {self}"]
+
+
+def nearest(name, names):
+    """What to say to somebody who wrote `name` where one of `names` was needed."""
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
 
 
 def check(config):
@@ -162,11 +167,12 @@ def check(config):
                 "reads one vector per review and keeps no state between batches; "
                 "leave it out"
             )
-        if "dropout" in name and not 0 <= config.lstm_options[name] < 1:
+        value = config.lstm_options[name]
+        number = isinstance(value, (int, float))
+        if "dropout" in name and not (number and 0 <= value < 1):
             raise UserError(f"lstm_options: {name} must be 0 or more and below 1")
         if name not in LSTM_OPTIONS:
-            close = difflib.get_close_matches(name, LSTM_OPTIONS, 1)
-            hint = f"did you mean {close[0]}?" if close else f"use {LSTM_OPTIONS}"
+            hint = nearest(name, LSTM_OPTIONS)
             raise UserError(f"lstm_options: Keras's LSTM has no {name!r}; {hint}")
 
 
@@ -197,7 +203,8 @@ LSTM_OPTIONS = [
 def parse_command_line(arguments):
     """Return the Config that `arguments` (a list of str) ask for, and texts to judge.
 
-    The texts are None where --predict was not given. Raises UserError for a flag or value that is not understood.
+    The texts are None where --predict was not given. Raises UserError for a flag or
+    value that is not understood.
     """
 
     def fail(message):
@@ -207,16 +214,14 @@ def parse_command_line(arguments):
         name, equals, value = text.partition("=")
         if not (name and equals):
             fail(f"--lstm-options: {text!r} is not NAME=VALUE, such as dropout=0.2")
+        name = name.replace("-", "_")
+        words = {"true": True, "false": False, "none": None}
+        if value.lower() in words:
+            return name, words[value.lower()]
         try:
-            words = {"true": True, "false": False, "none": None}
-            value = (
-                words[value.lower()]
-                if value.lower() in words
-                else (ast.literal_eval(value))
-            )
+            return name, ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass  # not a Python value: a name, such as l2 or tanh
-        return name.replace("-", "_"), value
+            return name, value  # a name, such as l2 or tanh
 
     parser = argparse.ArgumentParser(
         prog="lstm.py",
@@ -254,10 +259,8 @@ def parse_command_line(arguments):
     after.add_argument("--predict", nargs="+", metavar="TEXT", help=text, default=None)
     # --batch_size is --batch-size
     arguments = [
-        re.sub("_", "-", a.partition("=")[0]) + "".join(a.partition("=")[1:])
-        if a.startswith("--")
-        else a
-        for a in arguments
+        re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), argument)
+        for argument in arguments
     ]
     given = vars(parser.parse_args(arguments))
     if "lstm_options" in given:
@@ -318,8 +321,8 @@ with contextlib.suppress(RuntimeError):  # TensorFlow was in use before, in a no
 # the next. As token ids they are moved up by three, to make room for the special ones.
 PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
 IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/imdb.npz"
-NO_IMDB = "try the script on made-up reviews: --data tests/data/reviews.csv"
 IMDB_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
+NO_IMDB = "try the script on made-up reviews: --data tests/data/reviews.csv"
 
 
 def load_data(config):
@@ -344,7 +347,7 @@ def load_data(config):
 def load_imdb():
     """Download (the first time) and read IMDB, as `keras.datasets.imdb.load_data` does.
 
-    That function spends seconds on Python lists that `encode` does in NumPy. Same
+    That function spends seconds on Python lists that `pad` does in NumPy. Same
     file, same cache, same order of the reviews.
 
     Returns (x_train, y_train), (x_test, y_test): object arrays of shape (25000,) that
@@ -405,13 +408,7 @@ def pad(reviews, config):
     included, or its middle if `beginning` asks for a share of the start.
     """
     length = config.max_sequence_length
-    start = int(config.beginning * length)
-    kept = [
-        review
-        if len(review) <= length
-        else [*review[:start], *review[len(review) - length + start :]]
-        for review in reviews
-    ]
+    kept = [shorten(review, first_words(config), length) for review in reviews]
     lengths = np.fromiter(map(len, kept), np.int64, len(kept))
     tokens = np.fromiter(itertools.chain.from_iterable(kept), np.int32, lengths.sum())
     tokens += FIRST_WORD
@@ -431,6 +428,18 @@ def pad(reviews, config):
     return padded
 
 
+def first_words(config):
+    """How many words from the beginning of a long review are read."""
+    return int(config.beginning * config.max_sequence_length)
+
+
+def shorten(words, first, length):
+    """Cut a list to its first `first` and its last items, `length` in all."""
+    if len(words) <= length:
+        return words
+    return [*words[:first], *words[len(words) - length + first :]]
+
+
 # %% Model: Embedding -> LSTM -> Dense
 def build_model(config):
     """Build the classifier; `train` compiles it.
@@ -439,17 +448,12 @@ def build_model(config):
     probability of a positive review, shape (batch, 1), out. Raises UserError if Keras
     refuses one of lstm_options.
     """
-    try:
+    with refusals_named(config, "lstm_options"):
         lstm = FastLSTM(
             **{"units": config.lstm_units, **config.lstm_options},
             readout=config.readout,
             name="lstm",
         )
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"lstm_options: Keras does not take {config.lstm_options} "
-            f"({one_line(error)[:150]})"
-        ) from None
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     # A table with one vector per word, learned like every other weight.
@@ -493,15 +497,12 @@ def train(model, x_train, y_train, config):
     verbose, callbacks = config.verbosity_mode, []
     if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
         verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
-    if config.masked:
-        data = {"x": BatchesByLength(x_train, y_train, config, shuffle=True)}
-        if x_valid is not None:
-            valid = BatchesByLength(x_valid, y_valid, config, shuffle=False)
-            data["validation_data"] = valid
-    else:
-        data = {"x": x_train, "y": y_train, "batch_size": config.batch_size}
-        if x_valid is not None:
-            data["validation_data"] = x_valid, y_valid
+    data = as_input(x_train, y_train, config, shuffle=True)
+    if x_valid is not None:
+        valid = as_input(x_valid, y_valid, config, shuffle=False)
+        data["validation_data"] = (
+            (valid["x"], valid["y"]) if "y" in valid else valid["x"]
+        )
     return model.fit(
         **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
     )
@@ -509,18 +510,11 @@ def train(model, x_train, y_train, config):
 
 def compile_model(model, training_reviews, config):
     """Give the model its optimizer, loss and metrics, as configured."""
-    for name, get in (
-        ("loss_function", keras.losses.get),
-        ("optimizer", keras.optimizers.get),
-        ("additional_metrics", lambda names: [keras.metrics.get(n) for n in names]),
-    ):
-        try:
-            get(getattr(config, name))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{name}: Keras does not take {getattr(config, name)!r} "
-                f"({one_line(error)[:150]})"
-            ) from None
+    with refusals_named(config, "loss_function"):
+        keras.losses.get(config.loss_function)
+    with refusals_named(config, "additional_metrics"):
+        for metric in config.additional_metrics:
+            keras.metrics.get(metric)
     optimizer = config.optimizer
     if isinstance(optimizer, str):
         rate = config.learning_rate
@@ -529,9 +523,9 @@ def compile_model(model, training_reviews, config):
             rate = keras.optimizers.schedules.CosineDecay(
                 rate, batches * config.number_of_epochs
             )
-        optimizer = keras.optimizers.get(
-            {"class_name": optimizer, "config": {"learning_rate": rate}}
-        )
+        settings = {"class_name": optimizer, "config": {"learning_rate": rate}}
+        with refusals_named(config, "optimizer"):
+            optimizer = keras.optimizers.get(settings)
     model.compile(
         optimizer=optimizer,
         loss=config.loss_function,
@@ -539,12 +533,16 @@ def compile_model(model, training_reviews, config):
     )
 
 
+def as_input(x, y, config, shuffle):
+    """The arguments that hand token ids and labels to `fit` and `evaluate`."""
+    if config.masked:
+        return {"x": BatchesByLength(x, y, config, shuffle)}
+    return {"x": x, "y": y, "batch_size": config.batch_size}
+
+
 def evaluate(model, x_test, y_test, config):
     """Return a dict of the loss and the metrics on token ids and labels."""
-    if config.masked:
-        data = {"x": BatchesByLength(x_test, y_test, config, shuffle=False)}
-    else:
-        data = {"x": x_test, "y": y_test, "batch_size": config.batch_size}
+    data = as_input(x_test, y_test, config, shuffle=False)
     return model.evaluate(**data, verbose=0, return_dict=True)
 
 
@@ -579,7 +577,7 @@ def main(config):
     start = time.perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
     model.vocabulary = vocabulary
-    model.first_words = int(config.beginning * config.max_sequence_length)
+    model.first_words = first_words(config)
     held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
     if config.validation_split and not 0 < held_out < len(x_train):
         raise UserError(
@@ -681,6 +679,18 @@ class EpochLine(keras.callbacks.Callback):
         print(
             f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}", flush=True
         )
+
+
+@contextlib.contextmanager
+def refusals_named(config, name):
+    """Turn what Keras says to a value of `config` into a UserError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{name}: Keras does not take {getattr(config, name)!r} "
+            f"({one_line(error)[:150]})"
+        ) from None
 
 
 def check_paths(config):
@@ -963,8 +973,8 @@ def for_words(model):
     known = words[: embedding.input_dim - FIRST_WORD - 1]
     first = model.first_words
     inputs = keras.Input((length,), dtype="string", name="words")
-    # StringLookup gives "" the id 0, unknown words 1 and the vocabulary those from 2 on:
-    # the start token and the unknown word change places, the others keep their ids.
+    # StringLookup gives "" the id 0, unknown words 1 and the vocabulary 2 and up: the
+    # start token and the unknown word change places, the others keep their ids.
     lookup = keras.layers.StringLookup(
         vocabulary=["[START]", "[UNUSED]", *known], mask_token="", name="lookup"
     )
@@ -1032,10 +1042,8 @@ def predict(texts, model):
     for start in range(0, len(texts), 1024):
         rows = []
         for text in texts[start : start + 1024]:
-            words = words_of(text)
-            if len(words) > length:
-                words = words[:first] + words[len(words) - length + first :]
-            elif len(words) < length:
+            words = shorten(words_of(text), first, length)
+            if len(words) < length:
                 words = ["[START]", *words]
             padding = [""] * (length - len(words))
             rows.append(words + padding if masked else padding + words)

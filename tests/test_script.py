@@ -84,6 +84,7 @@ def test_help_and_wrong_flags_answer_before_tensorflow_is_imported(run):
         (["--lstm-options", "dropout"], "NAME=VALUE"),
         (["--lstm-options", "return_state=true"], "return_state"),
         (["--lstm-options", "drop=0.2"], "drop"),
+        (["--lstm-options", "dropout=much"], "dropout"),
         (["stray"], "stray"),
     ],
 )
