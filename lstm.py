@@ -773,24 +773,25 @@ def time_step(weights, inputs, h, c):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def forward(weights, inputs, mask, steps, keep):
+def forward(weights, inputs, mask, steps, wide, keep):
     """Run the LSTM over `steps` time steps of inputs (batch, time, features).
 
     mask is boolean (time, batch) or None; where it is off, the state stays as it was.
-    Returns the last state, the sum and the maximum of all states over time, each
-    (units, batch), and, if `keep`, what `backward` needs.
+    Returns the last state and, if `wide`, the sum and the maximum of all states over
+    time, each (units, batch); and, if `keep`, what `backward` needs.
     """
 
-    def body(t, h, c, total, highest, *kept):
+    def body(t, h, c, pooled, kept):
         new_h, new_c, column, gates = time_step(weights, inputs[:, t], h, c)
         kept = [array.write(t, x) for array, x in zip(kept, (column, gates, c))]
-        if mask is None:
-            new_total, new_highest = total + new_h, tf.maximum(highest, new_h)
-        else:
-            new_total = tf.where(mask[t], total + new_h, total)
-            new_highest = tf.where(mask[t], tf.maximum(highest, new_h), highest)
-            new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
-        return t + 1, new_h, new_c, new_total, new_highest, *kept
+        new = [new_h, new_c]
+        old = [h, c]
+        if wide:
+            new += [pooled[0] + new_h, tf.maximum(pooled[1], new_h)]
+            old += pooled
+        if mask is not None:
+            new = [tf.where(mask[t], x, before) for x, before in zip(new, old)]
+        return t + 1, new[0], new[1], new[2:], kept
 
     units, rows = weights.shape[0] // 4, weights.shape[1]
     zeros = tf.zeros((units, tf.shape(inputs)[0]))
@@ -798,17 +799,19 @@ def forward(weights, inputs, mask, steps, keep):
         tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=(size, None))
         for size in ((rows, 4 * units, units) if keep else ())
     ]
-    state = (0, zeros, zeros, zeros, zeros - 1, *kept)  # no state is below -1
-    _, h, _, total, highest, *kept = tf.while_loop(lambda t, *_: t < steps, body, state)
-    return (h, total, highest), [array.stack() for array in kept]
+    pooled = [zeros, zeros - 1] if wide else []  # no state is below -1
+    _, h, _, pooled, kept = tf.while_loop(
+        lambda t, *_: t < steps, body, (0, zeros, zeros, pooled, kept)
+    )
+    return [h, *pooled], [array.stack() for array in kept]
 
 
 @tf.function(jit_compile=True, autograph=False)
-def backward(weights, kept, mask, steps, highest, d_h, d_total, d_highest):
+def backward(weights, kept, mask, steps, states, d_states):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
-    d_x stands for the derivative of the loss with respect to x. d_total and d_highest
-    are None where only the last state was used.
+    states is what `forward` returned; d_x stands for the derivative of the loss with
+    respect to x.
     """
     columns, gates, cells = kept
     units = weights.shape[0] // 4
@@ -819,8 +822,9 @@ def backward(weights, kept, mask, steps, highest, d_h, d_total, d_highest):
         i, f, candidate, o = tf.split(gates[t], 4)
         tanh_c = tf.tanh(f * cells[t] + i * candidate)
         d_state = d_h
-        if d_total is not None:
-            d_state += d_total + tf.where(o * tanh_c == highest, d_highest, 0.0)
+        if len(states) > 1:
+            d_state += d_states[1]
+            d_state += tf.where(o * tanh_c == states[2], d_states[2], 0.0)
         d_sum = d_c + d_state * o * (1 - tanh_c * tanh_c)
         d_gates = tf.concat(
             [
@@ -845,7 +849,8 @@ def backward(weights, kept, mask, steps, highest, d_h, d_total, d_highest):
     d_inputs = tf.TensorArray(
         tf.float32, tf.shape(columns)[0], element_shape=(None, features)
     )
-    state = (steps - 1, d_h, tf.zeros_like(d_h), tf.zeros_like(weights), d_inputs)
+    d_h, d_c = d_states[0], tf.zeros_like(d_states[0])
+    state = (steps - 1, d_h, d_c, tf.zeros_like(weights), d_inputs)
     *_, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, body, state)
     return d_weights, tf.transpose(d_inputs.stack(), (1, 0, 2))
 
@@ -907,29 +912,27 @@ class FastLSTM(keras.layers.LSTM):
         elif mask is not None:  # no step after the last real one of the batch
             steps = tf.reduce_max(tf.where(mask, tf.range(steps) + 1, 0))
 
+        wide = self.readout == "all"
+
         def run(inputs, mask):
             @tf.custom_gradient
             def differentiable(weights, inputs):
-                states, kept = forward(weights, inputs, mask, steps, True)
+                states, kept = forward(weights, inputs, mask, steps, wide, True)
 
-                def gradient(d_h, d_total, d_highest):
-                    wide = self.readout == "all"
-                    d_states = (d_h, d_total, d_highest) if wide else (d_h, None, None)
-                    return backward(weights, kept, mask, steps, states[2], *d_states)
+                def gradient(*d_states):
+                    return backward(weights, kept, mask, steps, states, d_states)
 
                 return states, gradient
 
             if training:
                 return differentiable(weights, inputs)
-            return forward(weights, inputs, mask, steps, False)[0]
+            return forward(weights, inputs, mask, steps, wide, False)[0]
 
         halves = [run(*half) for half in zip(inputs, masks)]
-        last, total, highest = (
-            tf.transpose(tf.concat(states, 1))[:batch] for states in zip(*halves)
-        )
-        if self.readout == "last":
-            return last
-        return tf.concat([last, total / counts, highest], 1)
+        states = [tf.transpose(tf.concat(s, 1))[:batch] for s in zip(*halves)]
+        if wide:
+            states[1] /= counts
+        return tf.concat(states, 1)
 
 
 def read_out(states, mask):
