@@ -757,94 +757,102 @@ def gate_rows(units, sigmoid, tanh):
     return tf.constant([[sigmoid]] * 2 * units + [[tanh]] * units + [[sigmoid]] * units)
 
 
-def time_step(weights, inputs, h, c):
-    """One step of Hochreiter and Schmidhuber's cell with a forget gate (Gers 2000).
-
-    weights is (4 * units, features + units + 1), the kernels and the bias side by side;
-    sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
-    """
-    units = weights.shape[0] // 4
-    scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
-    column = tf.concat([tf.transpose(inputs), h, tf.ones_like(h[:1])], 0)
-    gates = tf.tanh(tf.matmul(weights, column) * scale) * scale + shift
-    i, f, candidate, o = tf.split(gates, 4)
-    new_c = f * c + i * candidate
-    return o * tf.tanh(new_c), new_c, column, gates
-
-
 @tf.function(jit_compile=True, autograph=False)
 def forward(weights, inputs, mask, steps, wide, keep):
     """Run the LSTM over `steps` time steps of inputs (batch, time, features).
 
-    mask is boolean (time, batch) or None; where it is off, the state stays as it was.
-    Returns the last state and, if `wide`, the sum and the maximum of all states over
-    time, each (units, batch); and, if `keep`, what `backward` needs.
+    The cell is Hochreiter and Schmidhuber's with a forget gate (Gers 2000). weights is
+    (4 * units, features + units + 1), the kernels and the bias side by side. mask is
+    boolean (time, batch) or None; where it is off, the state stays as it was.
+    Returns the last state and, if `wide`, the sum and the maximum of the unmasked
+    states over time, each (units, batch); and, if `keep`, what `backward` needs.
     """
-
-    def body(t, h, c, pooled, kept):
-        new_h, new_c, column, gates = time_step(weights, inputs[:, t], h, c)
-        kept = [array.write(t, x) for array, x in zip(kept, (column, gates, c))]
-        new = [new_h, new_c]
-        old = [h, c]
-        if wide:
-            new += [pooled[0] + new_h, tf.maximum(pooled[1], new_h)]
-            old += pooled
-        if mask is not None:
-            new = [tf.where(mask[t], x, before) for x, before in zip(new, old)]
-        return t + 1, new[0], new[1], new[2:], kept
-
     units, rows = weights.shape[0] // 4, weights.shape[1]
+    # sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
+    scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
+
+    def body(t, h, c, kept):
+        column = tf.concat([tf.transpose(inputs[:, t]), h, tf.ones_like(h[:1])], 0)
+        gates = tf.tanh(tf.matmul(weights, column) * scale) * scale + shift
+        i, f, candidate, o = tf.split(gates, 4)
+        new_c = f * c + i * candidate
+        tanh_c = tf.tanh(new_c)
+        new_h = o * tanh_c
+        slopes = [
+            candidate * i * (1 - i),  # of new_c, with respect to what i is made of
+            c * f * (1 - f),
+            i * (1 - candidate * candidate),
+            tanh_c * o * (1 - o),  # of new_h
+            o * (1 - tanh_c * tanh_c),  # of new_h with respect to new_c
+            f,  # of new_c with respect to c
+        ]
+        if mask is not None:
+            new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
+            slopes = [tf.where(mask[t], slope, 0) for slope in slopes]
+            slopes[-1] = tf.where(mask[t], f, 1)
+        new = [new_h] * wide + [column, *slopes] * keep
+        kept = [array.write(t, x) for array, x in zip(kept, new)]
+        return t + 1, new_h, new_c, kept
+
     zeros = tf.zeros((units, tf.shape(inputs)[0]))
+    sizes = [units] * wide + [rows, *[units] * 6] * keep
     kept = [
         tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=(size, None))
-        for size in ((rows, 4 * units, units) if keep else ())
+        for size in sizes
     ]
-    pooled = [zeros, zeros - 1] if wide else []  # no state is below -1
-    _, h, _, pooled, kept = tf.while_loop(
-        lambda t, *_: t < steps, body, (0, zeros, zeros, pooled, kept)
+    _, h, _, kept = tf.while_loop(
+        lambda t, *_: t < steps, body, (0, zeros, zeros, kept)
     )
-    return [h, *pooled], [array.stack() for array in kept]
+    kept = [array.stack() for array in kept]
+    pooled = []
+    if wide:
+        real = tf.range(tf.shape(inputs)[1])[:, None, None] < steps
+        real = real if mask is None else mask[:, None]
+        pooled = [
+            tf.reduce_sum(tf.where(real, kept[0], 0), 0),
+            tf.reduce_max(tf.where(real, kept[0], -1), 0),  # no state is below -1
+        ]
+    return [h, *pooled], kept * keep
 
 
 @tf.function(jit_compile=True, autograph=False)
 def backward(weights, kept, mask, steps, states, d_states):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
-    states is what `forward` returned; d_x stands for the derivative of the loss with
-    respect to x.
+    states and kept are what `forward` returned; d_x stands for the derivative of the
+    loss with respect to x.
     """
-    columns, gates, cells = kept
+    # XLA makes vector instructions of these sums and products only as long as each
+    # array is read once in a step: hence the slopes, one array each.
+    *hs, columns, to_i, to_f, to_candidate, to_o, c_in_h, c_in_c = kept
     units = weights.shape[0] // 4
     features = weights.shape[1] - units - 1
     back = tf.transpose(weights[:, :-1])  # the bias has nothing before it
+    if hs:
+        d_hs = d_states[1] + tf.where(hs[0] == states[2], d_states[2], 0)
+        if mask is not None:
+            d_hs = tf.where(mask[:, None], d_hs, 0)
+    skipped = None if mask is None else tf.where(mask, 0.0, 1.0)
 
     def body(t, d_h, d_c, d_weights, d_inputs):
-        i, f, candidate, o = tf.split(gates[t], 4)
-        tanh_c = tf.tanh(f * cells[t] + i * candidate)
-        d_state = d_h
-        if len(states) > 1:
-            d_state += d_states[1]
-            d_state += tf.where(o * tanh_c == states[2], d_states[2], 0.0)
-        d_sum = d_c + d_state * o * (1 - tanh_c * tanh_c)
+        d_state = d_h + d_hs[t] if hs else d_h
+        d_new_c = d_c + d_state * c_in_h[t]
         d_gates = tf.concat(
             [
-                d_sum * candidate * i * (1 - i),
-                d_sum * cells[t] * f * (1 - f),
-                d_sum * i * (1 - candidate * candidate),
-                d_state * tanh_c * o * (1 - o),
+                d_new_c * to_i[t],
+                d_new_c * to_f[t],
+                d_new_c * to_candidate[t],
+                d_state * to_o[t],
             ],
             0,
         )
-        if mask is not None:
-            d_gates = tf.where(mask[t], d_gates, 0.0)
         d_column = tf.matmul(back, d_gates)
-        new_d_h, new_d_c = d_column[features:], d_sum * f
-        if mask is not None:
-            new_d_h = tf.where(mask[t], new_d_h, d_h)
-            new_d_c = tf.where(mask[t], new_d_c, d_c)
         d_weights += tf.matmul(d_gates, columns[t], transpose_b=True)
         d_inputs = d_inputs.write(t, tf.transpose(d_column[:features]))
-        return t - 1, new_d_h, new_d_c, d_weights, d_inputs
+        new_d_h = d_column[features:]
+        if mask is not None:
+            new_d_h += d_h * skipped[t]
+        return t - 1, new_d_h, d_new_c * c_in_c[t], d_weights, d_inputs
 
     d_inputs = tf.TensorArray(
         tf.float32, tf.shape(columns)[0], element_shape=(None, features)
