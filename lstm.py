@@ -449,11 +449,9 @@ def build_model(config):
     refuses one of lstm_options.
     """
     with refusals_named(config, "lstm_options"):
-        lstm = FastLSTM(
-            **{"units": config.lstm_units, **config.lstm_options},
-            readout=config.readout,
-            name="lstm",
-        )
+        options = {"units": config.lstm_units, "dropout": config.dropout}
+        options |= config.lstm_options
+        lstm = FastLSTM(**options, readout=config.readout, name="lstm")
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     # A table with one vector per word, learned like every other weight.
@@ -462,14 +460,11 @@ def build_model(config):
             config.num_distinct_words,
             config.embedding_output_dims,
             mask_zero=config.masked,
+            # It adds nothing, but a dense gradient with it: the sparse one would be
+            # summed up per word twice in Adam.
+            embeddings_regularizer=keras.regularizers.L2(0.0),
         )
     )
-    if config.word_dropout:  # hide whole words, so that none is relied on alone
-        model.add(
-            keras.layers.Dropout(config.word_dropout, noise_shape=(None, None, 1))
-        )
-    if config.dropout:
-        model.add(keras.layers.SpatialDropout1D(config.dropout))
     # Reads the vectors in order and keeps what matters in its state.
     model.add(lstm)
     if config.dropout:
@@ -497,12 +492,10 @@ def train(model, x_train, y_train, config):
     verbose, callbacks = config.verbosity_mode, []
     if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
         verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
-    data = as_input(x_train, y_train, config, shuffle=True)
+    data = as_input(x_train, y_train, config, training=True)
     if x_valid is not None:
-        valid = as_input(x_valid, y_valid, config, shuffle=False)
-        data["validation_data"] = (
-            (valid["x"], valid["y"]) if "y" in valid else valid["x"]
-        )
+        valid = as_input(x_valid, y_valid, config, training=False)
+        data["validation_data"] = valid["x"]
     return model.fit(
         **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
     )
@@ -530,20 +523,26 @@ def compile_model(model, training_reviews, config):
         optimizer=optimizer,
         loss=config.loss_function,
         metrics=list(config.additional_metrics),
+        steps_per_execution=8,  # return to Python only every so many batches
     )
 
 
-def as_input(x, y, config, shuffle):
+def as_input(x, y, config, training):
     """The arguments that hand token ids and labels to `fit` and `evaluate`."""
     if config.masked:
-        return {"x": BatchesByLength(x, y, config, shuffle)}
-    return {"x": x, "y": y, "batch_size": config.batch_size}
+        return {"x": batches_by_length(x, y, config, training), "shuffle": False}
+    if training:
+        return {"x": x, "y": y, "batch_size": config.batch_size}
+    return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(TEST_BATCH)}
+
+
+TEST_BATCH = 1000  # without gradients there is memory for more reviews at once
 
 
 def evaluate(model, x_test, y_test, config):
     """Return a dict of the loss and the metrics on token ids and labels."""
-    data = as_input(x_test, y_test, config, shuffle=False)
-    return model.evaluate(**data, verbose=0, return_dict=True)
+    data = as_input(x_test, y_test, config, training=False)
+    return model.evaluate(data["x"], verbose=0, return_dict=True)
 
 
 def describe(test_results):
@@ -634,33 +633,38 @@ def start_from_log_odds(model, x_train, y_train, config):
     model.layers[0].set_weights([vectors])
 
 
-class BatchesByLength(keras.utils.PyDataset):
-    """Batches of reviews of like length, so that short ones end early.
+def batches_by_length(x, y, config, training):
+    """Batches of reviews of like length, each cut to its longest, as a tf.data.Dataset.
 
-    Sorted by length, with up to 30 tokens of chance so that no epoch's batches are the
-    last one's; the batches themselves come in random order.
+    In training they come in another order each epoch, are sorted with up to 30 tokens
+    of chance so that no epoch's batches are the last one's, and lose `word_dropout` of
+    their words, so that the model learns to rely on none alone.
     """
+    size = config.batch_size if training else TEST_BATCH
+    random = np.random.default_rng(config.seed)
+    lengths = (x != PADDING).sum(1)
 
-    def __init__(self, x, y, config, shuffle):
-        super().__init__()
-        self.x, self.y, self.size, self.shuffle = x, y, config.batch_size, shuffle
-        self.lengths = (x != PADDING).sum(1)
-        self.random = np.random.default_rng(config.seed)
-        self.on_epoch_end()
+    def one_epoch():
+        chance = random.integers(0, 30, len(x)) if training else 0
+        order = np.argsort(lengths + chance, kind="stable")
+        batches = np.split(order, range(size, len(order), size))
+        if training:
+            random.shuffle(batches)
+        for rows in batches:
+            tokens = x[rows]
+            kept = tokens != PADDING
+            if training and config.word_dropout:
+                kept &= random.random(kept.shape, np.float32) >= config.word_dropout
+                kept[:, 0] = True
+                left, tokens = tokens[kept], np.zeros_like(tokens)
+                kept = np.arange(kept.shape[1]) < kept.sum(1)[:, None]
+                tokens[kept] = left
+            yield tokens[:, : kept.sum(1).max()], y[rows]
 
-    def on_epoch_end(self):
-        chance = self.random.integers(0, 30, len(self.x)) if self.shuffle else 0
-        order = np.argsort(self.lengths + chance, kind="stable")
-        self.batches = np.split(order, range(self.size, len(order), self.size))
-        if self.shuffle:
-            self.random.shuffle(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        rows = self.batches[index]
-        return self.x[rows], self.y[rows]
+    signature = (tf.TensorSpec((None, None), "int32"), tf.TensorSpec((None,), "int64"))
+    data = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
+    count = tf.data.experimental.assert_cardinality(-(-len(x) // size))
+    return data.apply(count).prefetch(2)
 
 
 class EpochLine(keras.callbacks.Callback):
@@ -767,7 +771,7 @@ def forward(weights, inputs, mask, steps, wide, keep):
     Returns the last state and, if `wide`, the sum and the maximum of the unmasked
     states over time, each (units, batch); and, if `keep`, what `backward` needs.
     """
-    units, rows = weights.shape[0] // 4, weights.shape[1]
+    units = weights.shape[0] // 4
     # sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
     scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
 
@@ -790,12 +794,12 @@ def forward(weights, inputs, mask, steps, wide, keep):
             new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
             slopes = [tf.where(mask[t], slope, 0) for slope in slopes]
             slopes[-1] = tf.where(mask[t], f, 1)
-        new = [new_h] * wide + [column, *slopes] * keep
+        new = [new_h] * (wide or keep) + slopes * keep
         kept = [array.write(t, x) for array, x in zip(kept, new)]
         return t + 1, new_h, new_c, kept
 
     zeros = tf.zeros((units, tf.shape(inputs)[0]))
-    sizes = [units] * wide + [rows, *[units] * 6] * keep
+    sizes = [units] * (wide or keep) + [units] * 6 * keep
     kept = [
         tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=(size, None))
         for size in sizes
@@ -816,7 +820,7 @@ def forward(weights, inputs, mask, steps, wide, keep):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def backward(weights, kept, mask, steps, states, d_states):
+def backward(weights, inputs, kept, mask, steps, states, d_states):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
     states and kept are what `forward` returned; d_x stands for the derivative of the
@@ -824,18 +828,19 @@ def backward(weights, kept, mask, steps, states, d_states):
     """
     # XLA makes vector instructions of these sums and products only as long as each
     # array is read once in a step: hence the slopes, one array each.
-    *hs, columns, to_i, to_f, to_candidate, to_o, c_in_h, c_in_c = kept
+    hs, to_i, to_f, to_candidate, to_o, c_in_h, c_in_c = kept
     units = weights.shape[0] // 4
     features = weights.shape[1] - units - 1
     back = tf.transpose(weights[:, :-1])  # the bias has nothing before it
-    if hs:
-        d_hs = d_states[1] + tf.where(hs[0] == states[2], d_states[2], 0)
+    wide = len(states) > 1
+    if wide:
+        d_hs = d_states[1] + tf.where(hs == states[2], d_states[2], 0)
         if mask is not None:
             d_hs = tf.where(mask[:, None], d_hs, 0)
     skipped = None if mask is None else tf.where(mask, 0.0, 1.0)
 
     def body(t, d_h, d_c, d_weights, d_inputs):
-        d_state = d_h + d_hs[t] if hs else d_h
+        d_state = d_h + d_hs[t] if wide else d_h
         d_new_c = d_c + d_state * c_in_h[t]
         d_gates = tf.concat(
             [
@@ -847,7 +852,9 @@ def backward(weights, kept, mask, steps, states, d_states):
             0,
         )
         d_column = tf.matmul(back, d_gates)
-        d_weights += tf.matmul(d_gates, columns[t], transpose_b=True)
+        h = tf.where(t > 0, hs[t - 1], 0)
+        column = tf.concat([tf.transpose(inputs[:, t]), h, tf.ones_like(h[:1])], 0)
+        d_weights += tf.matmul(d_gates, column, transpose_b=True)
         d_inputs = d_inputs.write(t, tf.transpose(d_column[:features]))
         new_d_h = d_column[features:]
         if mask is not None:
@@ -855,7 +862,7 @@ def backward(weights, kept, mask, steps, states, d_states):
         return t - 1, new_d_h, d_new_c * c_in_c[t], d_weights, d_inputs
 
     d_inputs = tf.TensorArray(
-        tf.float32, tf.shape(columns)[0], element_shape=(None, features)
+        tf.float32, tf.shape(hs)[0], element_shape=(None, features)
     )
     d_h, d_c = d_states[0], tf.zeros_like(d_states[0])
     state = (steps - 1, d_h, d_c, tf.zeros_like(weights), d_inputs)
@@ -875,6 +882,10 @@ class FastLSTM(keras.layers.LSTM):
         super().__init__(units, return_sequences=readout == "all", **options)
         self.readout = readout
 
+    def build(self, sequences_shape):
+        super().build(sequences_shape)
+        self.longest = sequences_shape[1]
+
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
         width = 3 * self.units if self.readout == "all" else self.units
         return (sequences_shape[0], width)
@@ -889,7 +900,7 @@ class FastLSTM(keras.layers.LSTM):
             and self.activation is keras.activations.tanh
             and self.recurrent_activation is keras.activations.sigmoid
             and self.use_bias
-            and not (self.dropout or self.recurrent_dropout or self.unroll)
+            and not (self.recurrent_dropout or self.unroll)
             and not (self.return_state or self.stateful)
             and self.compute_dtype == self.variable_dtype == "float32"
             and not tf.config.list_logical_devices("GPU")
@@ -903,41 +914,52 @@ class FastLSTM(keras.layers.LSTM):
         weights = tf.transpose(
             tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
         )
-        # Two halves of the batch keep two cores busy. XLA compiles once per shape, so
-        # the halves are filled up to a multiple of 64 with rows that are cut off again.
-        batch, steps = tf.shape(sequences)[0], tf.shape(sequences)[1]
-        counts = tf.cast(steps, tf.float32)
-        extra = -batch % 128
-        inputs = tf.split(tf.pad(sequences, ((0, extra), (0, 0), (0, 0))), 2)
-        masks = [None, None]
-        if mask is not None:
-            counts = tf.reduce_sum(tf.cast(mask, tf.float32), 1, keepdims=True)
-            mask = tf.pad(tf.cast(mask, tf.bool), ((0, extra), (0, 0)))
-            masks = tf.split(tf.transpose(mask), 2, axis=1)
-        if self.go_backwards:
-            inputs = [tf.reverse(half, [1]) for half in inputs]
-            masks = [m if m is None else tf.reverse(m, [0]) for m in masks]
-        elif mask is not None:  # no step after the last real one of the batch
-            steps = tf.reduce_max(tf.where(mask, tf.range(steps) + 1, 0))
-
+        if training and self.dropout:  # of the same features at every time step
+            sequences *= cell.get_dropout_mask(sequences[:, 0])[:, None]
+            cell.reset_dropout_mask()
+        batch, steps = tf.unstack(tf.shape(sequences)[:2])
+        longest, counts = self.longest or steps, tf.cast(steps, tf.float32)
         wide = self.readout == "all"
 
         def run(inputs, mask):
+            # XLA compiles once per shape, so all are filled up to the longest review
+            # and a multiple of 64 of them, and the result is cut again.
+            rows = tf.shape(inputs)[0]
+            extra = ((0, -rows % 64), (0, longest - steps))
+            inputs = tf.pad(inputs, (*extra, (0, 0)))
+            if mask is not None:
+                mask = tf.transpose(tf.pad(mask, extra))
+
             @tf.custom_gradient
             def differentiable(weights, inputs):
                 states, kept = forward(weights, inputs, mask, steps, wide, True)
 
                 def gradient(*d_states):
-                    return backward(weights, kept, mask, steps, states, d_states)
+                    return backward(
+                        weights, inputs, kept, mask, steps, states, d_states
+                    )
 
                 return states, gradient
 
             if training:
-                return differentiable(weights, inputs)
-            return forward(weights, inputs, mask, steps, wide, False)[0]
+                states = differentiable(weights, inputs)
+            else:
+                states = forward(weights, inputs, mask, steps, wide, False)[0]
+            return [tf.transpose(x)[:rows] for x in states]
 
-        halves = [run(*half) for half in zip(inputs, masks)]
-        states = [tf.transpose(tf.concat(s, 1))[:batch] for s in zip(*halves)]
+        # Two halves of the batch keep two cores busy.
+        sizes = [batch - batch // 2, batch // 2]
+        masks = [None, None]
+        if mask is not None:
+            mask = tf.cast(mask, tf.bool)
+            counts = tf.reduce_sum(tf.cast(mask, tf.float32), 1, keepdims=True)
+            if self.go_backwards:
+                mask = tf.reverse(mask, [1])
+            masks = tf.split(mask, sizes)
+        if self.go_backwards:
+            sequences = tf.reverse(sequences, [1])
+        halves = [run(*half) for half in zip(tf.split(sequences, sizes), masks)]
+        states = [tf.concat(half, 0) for half in zip(*halves)]
         if wide:
             states[1] /= counts
         return tf.concat(states, 1)

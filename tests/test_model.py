@@ -42,10 +42,10 @@ def outputs_and_gradients(layer, x, mask, training=True):
     return run(tf.constant(x), None if mask is None else tf.constant(mask))
 
 
-def pair(units, features, seed=0, **options):
+def pair(units, features, **options):
     """A FastLSTM and a keras LSTM with the same random weights."""
     layers = lstm.FastLSTM(units, **options), keras.layers.LSTM(units, **options)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for layer in layers:
         layer.build((None, None, features))
     values = [rng.normal(0, 0.5, w.shape) for w in layers[0].get_weights()]
@@ -104,6 +104,14 @@ def test_wide_readout_computes_what_keras_layers_do(padding):
     assert_same(fast, plain, x, mask)
 
 
+def test_fast_lstm_drops_the_numbers_that_keras_drops():
+    fast, plain = pair(4, 3, dropout=0.5, seed=7)
+    x = np.random.default_rng(0).normal(size=(130, 9, 3)).astype("float32")
+    assert fast.applies(None)
+    assert_same(fast, plain, x, None)
+    np.testing.assert_array_equal(fast(x), fast(x))
+
+
 def test_fast_lstm_backwards():
     fast, plain = pair(4, 3, go_backwards=True)
     rng = np.random.default_rng(0)
@@ -119,7 +127,6 @@ def test_fast_lstm_backwards():
         {"activation": "relu"},
         {"recurrent_activation": "hard_sigmoid"},
         {"use_bias": False},
-        {"dropout": 0.5},
         {"recurrent_dropout": 0.5},
         {"unroll": True},
         {"dtype": "mixed_bfloat16"},
@@ -176,6 +183,33 @@ def test_training_step_is_a_graph(monkeypatch):
     eager.clear()
     lstm.train(model, np.ones((20, 5), "int32"), np.ones(20), config)
     assert eager and not any(eager)
+
+
+def test_batches_by_length_hold_every_review_once():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 30, 100)
+    x = np.where(np.arange(30) < lengths[:, None], rng.integers(4, 90, (100, 30)), 0)
+    y = np.arange(100)
+    config = lstm.Config(batch_size=8)
+    batches = list(lstm.batches_by_length(x, y, config, True))
+    assert sorted(np.concatenate([labels for _, labels in batches])) == list(y)
+    for tokens, rows in batches:
+        longest = lengths[rows].max()
+        assert tokens.shape[1] == longest and np.ptp(lengths[rows]) < 30
+        np.testing.assert_array_equal(tokens, x[rows, :longest])
+
+
+def test_word_dropout_leaves_words_out():
+    x = np.tile(np.arange(1, 201, dtype="int32"), (50, 1))
+    config = lstm.Config(batch_size=50, word_dropout=0.3)
+    data = lstm.batches_by_length(x, np.zeros(50), config, True)
+    (first,), (second,) = (list(data.as_numpy_iterator()) for _ in range(2))
+    for tokens in (*first[0], *second[0]):
+        left = tokens[tokens > 0]
+        assert 100 < len(left) < 180 and left[0] == 1 and (np.diff(left) > 0).all()
+    assert first[0].shape != second[0].shape or (first[0] != second[0]).any()
+    ((whole, _),) = lstm.batches_by_length(x, np.zeros(50), config, False)
+    np.testing.assert_array_equal(whole, x)
 
 
 @pytest.mark.parametrize(
