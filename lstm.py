@@ -159,7 +159,8 @@ def check(config):
     require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
     require("model_path", config.model_path.endswith(".keras"), "a name in .keras")
     require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
-    require("readout", config.readout in ("last", "all"), "last or all")
+    readouts = ["last"] if config.lstm_options.get("go_backwards") else ["last", "all"]
+    require("readout", config.readout in readouts, " or ".join(readouts))
     for name in config.lstm_options:
         if name in ("return_sequences", "return_state", "stateful", "time_major"):
             raise UserError(
