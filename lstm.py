@@ -19,13 +19,16 @@ import ast
 import contextlib
 import csv
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import itertools
+import json
 import math
 import os
 import pickle
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -270,12 +273,40 @@ def parse_command_line(arguments):
     return Config(**given), texts
 
 
-config, texts = Config(), None
-if __name__ == "__main__" and not IN_NOTEBOOK:  # a kernel's command line is not ours
+@contextlib.contextmanager
+def told_in_one_line():
+    """End a script with one line instead of a traceback where the user is to act.
+
+    Exit codes: 2 for a UserError and what the system refuses (a full disk), 130 for
+    Ctrl-C and SIGTERM, 1 for output that nobody reads on. Notebooks see exceptions.
+    """
     try:
+        yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except (UserError, KeyboardInterrupt, OSError) as error:
+        if not IS_SCRIPT:
+            raise
+        # What Python would still write at its exit is written to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            sys.exit(1)
+        code, text = 2, error
+        if isinstance(error, KeyboardInterrupt):
+            code, text = 130, "stopped"
+            if epochs_done:
+                text += f" after {len(epochs_done)} epochs; nothing of them is kept"
+        print(f"lstm.py: {text}", file=sys.stderr)
+        sys.exit(code)
+
+
+epochs_done = []  # in this run
+config, texts = Config(), None
+IS_SCRIPT = __name__ == "__main__" and not IN_NOTEBOOK
+if IS_SCRIPT:  # a kernel's command line is not ours
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with told_in_one_line():
         config, texts = parse_command_line(sys.argv[1:])
-    except UserError as error:
-        sys.exit(print(f"lstm.py: {error}", file=sys.stderr) or 2)
 
 # %% The CPU switch: TensorFlow claims the GPU when it is imported, so it comes before
 if config.force_cpu:
@@ -304,14 +335,16 @@ def quiet_start():
         os.close(stderr)
 
 
-with quiet_start():
+with told_in_one_line(), quiet_start():
     import keras
     import tensorflow as tf
 
-# An LSTM on a CPU is thousands of tiny operations. One core each, two side by side,
-# beats every one of them split over all the cores.
-with contextlib.suppress(RuntimeError):  # TensorFlow was in use before, in a notebook
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+    # An LSTM on a CPU is thousands of tiny operations. One core each, two side by side,
+    # beats every one of them split over all the cores.
+    with contextlib.suppress(RuntimeError):  # it was in use before, in a notebook
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    # The first thing that XLA compiles makes older versions write notes, too.
+    tf.function(tf.zeros, jit_compile=True)([])
 
 # The article calls tf.compat.v1.disable_eager_execution() here, for speed. On today's
 # TensorFlow that makes fit() raise, and it is no longer needed: Keras 3 traces the
@@ -321,9 +354,11 @@ with contextlib.suppress(RuntimeError):  # TensorFlow was in use before, in a no
 # A review is a list of ranks: 1 is the most frequent word of the training reviews, 2
 # the next. As token ids they are moved up by three, to make room for the special ones.
 PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
-IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/imdb.npz"
-IMDB_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-NO_IMDB = "try the script on made-up reviews: --data tests/data/reviews.csv"
+IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+IMDB_HASH = {  # SHA-256 and MD5, as Keras has them
+    "imdb.npz": "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f",
+    "imdb_word_index.json": "bfafd718b763782e994055a2d397834f",
+}
 
 
 def load_data(config):
@@ -336,12 +371,8 @@ def load_data(config):
     if config.data:
         return read_csv(config.data, config.seed)
     train_part, test_part = load_imdb()
-    try:
-        ranks = keras.datasets.imdb.get_word_index()
-    except Exception as error:  # noqa: BLE001 - get_file raises just that
-        raise UserError(
-            f"imdb_word_index.json: its download failed ({one_line(error)}); {NO_IMDB}"
-        ) from None
+    with open(download("imdb_word_index.json"), encoding="utf-8") as file:
+        ranks = json.load(file)
     return train_part, test_part, sorted(ranks, key=ranks.get)
 
 
@@ -355,21 +386,7 @@ def load_imdb():
     hold lists of word ranks, and int64 arrays of labels, 1 for a positive review.
     Raises UserError if the file cannot be had or cannot be read.
     """
-    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
-    cached = os.path.join(os.path.expanduser(home), "datasets", "imdb.npz")
-    damaged = os.path.exists(cached)  # Keras downloads anew only if the checksum is off
-    try:
-        path = keras.utils.get_file("imdb.npz", IMDB_URL, file_hash=IMDB_SHA256)
-    except Exception as error:  # noqa: BLE001 - get_file raises just that
-        reason = (
-            "is damaged and a new download"
-            if damaged
-            else "is not there and its download"
-        )
-        raise UserError(
-            f"imdb.npz: {cached} {reason} from {IMDB_URL} failed "
-            f"({one_line(error)}); put the file there by hand, or {NO_IMDB}"
-        ) from None
+    path = download("imdb.npz")
     try:
         with zipfile.ZipFile(path) as archive:
             x_train, y_train, x_test, y_test = (
@@ -490,9 +507,14 @@ def train(model, x_train, y_train, config):
     if config.log_odds:
         start_from_log_odds(model, x_train, y_train, config)
     compile_model(model, len(x_train), config)
-    verbose, callbacks = config.verbosity_mode, []
-    if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty())):
-        verbose, callbacks = 0, [EpochLine(config.number_of_epochs)]
+    epochs_done.clear()
+    on_terminal = sys.stdout and sys.stdout.isatty()  # None if it was closed
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: epochs_done.append(epoch)
+    )
+    verbose, callbacks = config.verbosity_mode, [note]
+    if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or on_terminal)):
+        verbose, callbacks = 0, [note, EpochLine(config.number_of_epochs)]
     data = as_input(x_train, y_train, config, training=True)
     if x_valid is not None:
         valid = as_input(x_valid, y_valid, config, training=False)
@@ -684,6 +706,38 @@ class EpochLine(keras.callbacks.Callback):
         print(
             f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}", flush=True
         )
+
+
+def download(name):
+    """Return the path of one of IMDB's files in Keras's cache, downloaded if need be.
+
+    It is downloaded into a folder of its own and moved when whole, so that neither a
+    killed run nor another one beside it leaves half a file. Raises UserError.
+    """
+    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
+    cache = os.path.join(os.path.expanduser(home), "datasets")
+    cached, url, expected = os.path.join(cache, name), IMDB_URL + name, IMDB_HASH[name]
+    try:
+        with open(cached, "rb") as file:
+            algorithm = hashlib.sha256 if len(expected) == 64 else hashlib.md5
+            if algorithm(file.read()).hexdigest() == expected:
+                return cached
+    except OSError:
+        pass  # not there yet
+    try:
+        os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            path = keras.utils.get_file(name, url, file_hash=expected, cache_dir=folder)
+            if not path.startswith(folder):  # get_file knows of another copy
+                return path
+            os.replace(path, cached)
+            return cached
+    except Exception as error:  # noqa: BLE001 - get_file raises just that
+        raise UserError(
+            f"{name}: no whole copy in {cache}, and its download from {url} failed "
+            f"({one_line(error)}); put the file there by hand, or try the script on "
+            "made-up reviews: --data tests/data/reviews.csv"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -1219,7 +1273,7 @@ LABELS = {"0": 0, "negative": 0, "1": 1, "positive": 1}
 
 # %% Start: the script and the notebook alike
 if __name__ == "__main__":
-    try:
+    with told_in_one_line():
         if texts is None:
             model, history, test_results = main(config)
         else:
@@ -1227,14 +1281,3 @@ if __name__ == "__main__":
                 sys.stdin.reconfigure(encoding="utf-8", errors="replace")
                 texts = sys.stdin
             print_predictions(texts, load(config.model_path))
-    except UserError as error:
-        if IN_NOTEBOOK:
-            raise
-        sys.exit(print(f"lstm.py: {error}", file=sys.stderr) or 2)
-    except KeyboardInterrupt:
-        if IN_NOTEBOOK:
-            raise
-        sys.exit(print("lstm.py: stopped", file=sys.stderr) or 130)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
