@@ -64,7 +64,7 @@ class Config:
     # Beyond the article
     preset: str = "article"  # which values to start from: article or tuned
     masked: bool = False  # pad after the text, skip the padding, batch by length
-    beginning: float = 0.0  # share of the tokens a long review keeps of its start
+    rarest: bool = False  # a long review keeps its rarest words, not its last ones
     readout: str = "last"  # what Dense reads: last state, or all: last, mean, maximum
     log_odds: float = 0.0  # start from how much a word says of the label, times this
     word_dropout: float = 0.0  # share of the words hidden in training
@@ -102,14 +102,14 @@ PRESETS = {
     # The article's 5,000 words and 300 tokens, put to better use.
     "tuned": {
         "masked": True,
-        "beginning": 0.25,
+        "rarest": True,
         "readout": "all",
         "log_odds": 0.3,
-        "word_dropout": 0.2,
-        "dropout": 0.4,
+        "word_dropout": 0.3,
+        "dropout": 0.5,
         "learning_rate": 0.003,
         "cosine_decay": True,
-        "embedding_output_dims": 16,
+        "embedding_output_dims": 32,
         "validation_split": 0.0,
     },
 }
@@ -155,7 +155,7 @@ def check(config):
         if f.type is int:
             least = smallest.get(f.name, 1)
             require(f.name, getattr(config, f.name) >= least, f"at least {least}")
-    for name in ("validation_split", "beginning", "word_dropout", "dropout"):
+    for name in ("validation_split", "word_dropout", "dropout"):
         require(name, 0 <= getattr(config, name) < 1, "0 or more, below 1")
     require("verbosity_mode", config.verbosity_mode <= 2, "0, 1 or 2")
     require("seed", config.seed < 2**32, "a number below 2**32")
@@ -423,10 +423,13 @@ def pad(reviews, config):
     Args: reviews, a sequence of lists of word ranks.
     Returns an int32 array of shape (reviews, max_sequence_length). Zeros stand before
     a short review (after it if masked); a long one loses its beginning, start token
-    included, or its middle if `beginning` asks for a share of the start.
+    included, or what `shorten` leaves out if `rarest`.
     """
-    length = config.max_sequence_length
-    kept = [shorten(review, first_words(config), length) for review in reviews]
+    length, known = config.max_sequence_length, config.num_distinct_words - FIRST_WORD
+    if config.rarest:
+        kept = [shorten(review, length, known) for review in reviews]
+    else:
+        kept = [review[-length:] for review in reviews]
     lengths = np.fromiter(map(len, kept), np.int64, len(kept))
     tokens = np.fromiter(itertools.chain.from_iterable(kept), np.int32, lengths.sum())
     tokens += FIRST_WORD
@@ -446,16 +449,18 @@ def pad(reviews, config):
     return padded
 
 
-def first_words(config):
-    """How many words from the beginning of a long review are read."""
-    return int(config.beginning * config.max_sequence_length)
+def shorten(ranks, length, known):
+    """Return the ranks of a review, at most `length` - 1 of them, in their order.
 
-
-def shorten(words, first, length):
-    """Cut a list to its first `first` and its last items, `length` in all."""
-    if len(words) <= length:
-        return words
-    return [*words[:first], *words[len(words) - length + first :]]
+    A longer one loses the words of rank `known` and up, which the model does not know,
+    and then its most common ones, which say least.
+    """
+    if len(ranks) < length:
+        return ranks
+    ranks = np.asarray(ranks)
+    ranks = ranks[ranks < known]
+    rarest_first = np.argsort(-ranks, kind="stable")
+    return ranks[np.sort(rarest_first[: length - 1])]
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -599,7 +604,7 @@ def main(config):
     start = time.perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
     model.vocabulary = vocabulary
-    model.first_words = first_words(config)
+    model.rarest = config.rarest
     held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
     if config.validation_split and not 0 < held_out < len(x_train):
         raise UserError(
@@ -1050,8 +1055,8 @@ def for_words(model):
 
     It is made of Keras's own layers, so that `keras.saving.load_model` reads it without
     this file, and looks the words up itself (StringLookup). Its input has shape (batch,
-    max_sequence_length): "[START]" and the words, "" as padding. Its name tells how
-    many words of a long text it reads: the first so many, the last so many.
+    max_sequence_length): "[START]" and the words, "" as padding. Its name tells which
+    words of a long text it reads: the last ones or the rarest.
     """
     embedding, lstm, dense = (
         next(layer for layer in model.layers if isinstance(layer, kind))
@@ -1059,7 +1064,6 @@ def for_words(model):
     )
     length, words = model.input_shape[1], model.vocabulary
     known = words[: embedding.input_dim - FIRST_WORD - 1]
-    first = model.first_words
     inputs = keras.Input((length,), dtype="string", name="words")
     # StringLookup gives "" the id 0, unknown words 1 and the vocabulary 2 and up: the
     # start token and the unknown word change places, the others keep their ids.
@@ -1076,7 +1080,7 @@ def for_words(model):
         mean = keras.layers.GlobalAveragePooling1D()(states)
         parts = [states[:, -1], mean, keras.ops.max(states, axis=1)]
         states = keras.layers.Concatenate()(parts)
-    name = f"first_{first}_last_{length - first}"
+    name = f"reads_{'rarest' if model.rarest else 'last'}_{length}"
     twin = keras.Model(inputs, layers[2](states), name=name)
     vectors = embedding.get_weights()[0]
     vectors[[START, OUT_OF_VOCABULARY]] = vectors[[OUT_OF_VOCABULARY, START]]
@@ -1123,16 +1127,21 @@ def predict(texts, model):
     """
     if isinstance(model, keras.Sequential):
         model = for_words(model)
-    length = model.input_shape[1]
-    first = int(model.name.split("_")[1])
-    masked = model.layers[2].mask_zero
+    length, masked = model.input_shape[1], model.layers[2].mask_zero
+    words_by_rank = model.get_layer("lookup").get_vocabulary()[FIRST_WORD:]
+    ranks = {word: rank for rank, word in enumerate(words_by_rank)}
     judged = [np.zeros(0, np.float32)]
     for start in range(0, len(texts), 1024):
         rows = []
         for text in texts[start : start + 1024]:
-            words = shorten(words_of(text), first, length)
+            words = words_of(text)
+            if len(words) >= length and "rarest" in model.name:
+                known = len(words_by_rank)
+                kept = shorten([ranks.get(w, known) for w in words], length, known)
+                words = [words_by_rank[rank] for rank in kept]
             if len(words) < length:
                 words = ["[START]", *words]
+            words = words[-length:]
             padding = [""] * (length - len(words))
             rows.append(words + padding if masked else padding + words)
         judged.append(model.predict_on_batch(tf.constant(rows))[:, 0])

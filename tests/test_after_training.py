@@ -25,7 +25,7 @@ def trained(preset, **fields):
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     model.vocabulary = WORDS
-    model.first_words = int(config.beginning * config.max_sequence_length)
+    model.rarest = config.rarest
     return model, config
 
 
