@@ -90,7 +90,7 @@ class Config:
             for f in fields(self)
         }
         preset = given.get("preset", defaults["preset"])
-        if preset not in PRESETS:
+        if preset not in list(PRESETS):  # whatever type it has
             raise UserError(f"preset: {preset!r} is not one of {', '.join(PRESETS)}")
         for name, value in (defaults | PRESETS[preset] | given).items():
             object.__setattr__(self, name, value)
@@ -150,15 +150,15 @@ def check(config):
         if f.name in ("optimizer", "loss_function"):  # or one of Keras's objects
             right = True
         require(f.name, right, whats[f.type])
-    smallest = {"num_distinct_words": 4, "seed": 0, "verbosity_mode": 0}
+    ranges = {"num_distinct_words": (4, 2**24), "verbosity_mode": (0, 2)}
+    ranges |= {"seed": (0, 2**32 - 1)}
     for f in fields(config):
         if f.type is int:
-            least = smallest.get(f.name, 1)
-            require(f.name, getattr(config, f.name) >= least, f"at least {least}")
+            least, most = ranges.get(f.name, (1, 2**20))
+            value = getattr(config, f.name)
+            require(f.name, least <= value <= most, f"{least} to {most}")
     for name in ("validation_split", "word_dropout", "dropout"):
         require(name, 0 <= getattr(config, name) < 1, "0 or more, below 1")
-    require("verbosity_mode", config.verbosity_mode <= 2, "0, 1 or 2")
-    require("seed", config.seed < 2**32, "a number below 2**32")
     require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
     require("model_path", config.model_path.endswith(".keras"), "a name in .keras")
     require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
@@ -1109,6 +1109,10 @@ def load(path):
     if not os.path.isfile(path):
         raise UserError(f"model_path: there is no {path}; train first: python lstm.py")
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > 100 * os.path.getsize(path):  # weights do not shrink like that
+            raise ValueError("it unpacks to over a hundred times its size")
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         model.get_layer("lookup")
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything

@@ -55,4 +55,4 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     assert "(1,)" in text
     assert [out for out in outputs if "image/png" in out.get("data", {})]
     (error,) = (out for out in outputs if out.output_type == "error")
-    assert error.traceback == ["lstm.py: batch_size: 0 will not do; give at least 1"]
+    assert error.traceback == ["lstm.py: batch_size: 0 will not do; give 1 to 1048576"]
