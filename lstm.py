@@ -118,6 +118,9 @@ PRESETS = {
 class UserError(Exception):
     """A mistake of the user's, told in one line without a traceback."""
 
+    def __init__(self, text):
+        super().__init__(" ".join(text.split()))
+
     def _render_traceback_(self):  # what IPython prints in the traceback's place
         return [f"lstm.py: {self}"]
 
@@ -474,7 +477,8 @@ def build_model(config):
     with refusals_named(config, "lstm_options"):
         options = {"units": config.lstm_units, "dropout": config.dropout}
         options |= config.lstm_options
-        lstm = FastLSTM(**options, readout=config.readout, name="lstm")
+        half = -(-config.batch_size // 2)
+        lstm = FastLSTM(**options, readout=config.readout, rows=half, name="lstm")
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     # A table with one vector per word, learned like every other weight.
@@ -935,12 +939,13 @@ class FastLSTM(keras.layers.LSTM):
 
     It steps aside for Keras's own code wherever it would not compute the same, and on
     a GPU, where Keras uses cuDNN. readout="all" puts the last state, the mean and the
-    maximum over the real time steps side by side: shape (batch, 3 * units).
+    maximum over the real time steps side by side: shape (batch, 3 * units). It computes
+    in multiples of `rows` reviews: half the batch size fits best.
     """
 
-    def __init__(self, units, readout="last", **options):
+    def __init__(self, units, readout="last", rows=64, **options):
         super().__init__(units, return_sequences=readout == "all", **options)
-        self.readout = readout
+        self.readout, self.rows = readout, rows
 
     def build(self, sequences_shape):
         super().build(sequences_shape)
@@ -983,9 +988,9 @@ class FastLSTM(keras.layers.LSTM):
 
         def run(inputs, mask):
             # XLA compiles once per shape, so all are filled up to the longest review
-            # and a multiple of 64 of them, and the result is cut again.
+            # and a multiple of `rows` of them, and the result is cut again.
             rows = tf.shape(inputs)[0]
-            extra = ((0, -rows % 64), (0, longest - steps))
+            extra = ((0, -rows % self.rows), (0, longest - steps))
             inputs = tf.pad(inputs, (*extra, (0, 0)))
             if mask is not None:
                 mask = tf.transpose(tf.pad(mask, extra))

@@ -2,11 +2,15 @@
 
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
     python tests/benchmark.py speed 3
+    python tests/benchmark.py cost 3
     python tests/benchmark.py scale 1000000
 
 `seeds` trains once per seed and prints mean, standard deviation, worst and best.
-`speed` runs this script and the same job in plain Keras in turn, each in a process of
-its own, and prints medians, the spread, and the ratio of the medians.
+`speed` runs this script, its tuned form at the same sizes and the same job in plain
+Keras in turn, each in a process of its own, and prints medians, the spread, and the
+ratio of the medians.
+`cost` prints how long a training step takes here and in plain Keras, in turn, for
+several lengths of the reviews, sizes of the LSTM and of the batch.
 `scale` makes up so many reviews of 200 words as a CSV file and trains on them for one
 epoch, then judges as many lines of text, and prints seconds and peak memory of both.
 """
@@ -57,6 +61,44 @@ print(f"Test results - Loss: {loss:.4f} - Accuracy: {accuracy:.2%}")
 print(f"Time - load: {load:.3f}s - fit: {fit:.3f}s - evaluate: {evaluate:.3f}s")
 """
 
+# One training step of each size, on random tokens: the mean of eight, once compiled.
+COST = """
+import os, sys, time
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import numpy as np
+if len(sys.argv) > 1:
+    sys.path.insert(0, sys.argv[1])
+    import lstm
+import keras
+
+keras.utils.set_random_seed(1)
+for length in (100, 300, 1000):
+    for units in (10, 64, 128):
+        for batch in (32, 128, 512):
+            x = np.random.randint(1, 5000, (4 * batch, length), "int32")
+            y = np.random.randint(0, 2, 4 * batch)
+            if len(sys.argv) > 1:
+                config = lstm.Config(
+                    max_sequence_length=length, lstm_units=units, batch_size=batch
+                )
+                model = lstm.build_model(config)
+                lstm.compile_model(model, len(x), config)
+            else:
+                model = keras.Sequential([
+                    keras.Input((length,), dtype="int32"),
+                    keras.layers.Embedding(5000, 15),
+                    keras.layers.LSTM(units),
+                    keras.layers.Dense(1, activation="sigmoid"),
+                ])
+                model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+            model.fit(x, y, batch_size=batch, verbose=0)
+            start = time.perf_counter()
+            model.fit(x, y, batch_size=batch, epochs=2, verbose=0)
+            seconds = (time.perf_counter() - start) / 8
+            print(length, units, batch, seconds * 1000, flush=True)
+            keras.backend.clear_session()
+"""
+
 
 def run(*command, stdin=None):
     """Run a command; return its output, its seconds and its peak memory (MiB)."""
@@ -64,7 +106,7 @@ def run(*command, stdin=None):
     process = subprocess.Popen(
         [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, text=True
     )
-    output = "".join(deque(process.stdout, 10))  # the last lines are enough
+    output = "".join(deque(process.stdout, 30))  # the last lines are enough
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{command} failed")
@@ -99,19 +141,27 @@ def seeds(count, flags):
     )
 
 
-def speed(rounds):
-    """Print a table of our times beside plain Keras's, measured in turn."""
-    commands = {
-        "plain Keras": ["-c", PLAIN],
-        "lstm.py": [str(SCRIPT)],
-    }
-    runs = {name: [] for name in commands}
+def in_turn(rounds, commands, function):
+    """Call `function` on each command, `rounds` times in turn; return its results."""
+    results = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-            runs[name].append(measure(*command))
-    print("| what | plain Keras: median (range) | lstm.py: median (range) | ratio |")
-    print("| --- | --- | --- | --- |")
+            results[name].append(function(*command))
+    return results
+
+
+def speed(rounds):
+    """Print a table of our times beside plain Keras's, measured in turn."""
+    sizes = ["--lstm-units", "10", "--embedding-output-dims", "15"]
+    commands = {
+        "plain Keras": ["-c", PLAIN],
+        "lstm.py": [str(SCRIPT)],
+        "tuned form": [str(SCRIPT), "--preset", "tuned", *sizes],
+    }
+    runs = in_turn(rounds, commands, measure)
+    print(f"| what | {' | '.join(commands)} | ratios |")
+    print("| --- | --- | --- | --- | --- |")
     for part in ("load", "fit", "evaluate", "process", "memory"):
         cells, medians = [], []
         for name in commands:
@@ -122,7 +172,28 @@ def speed(rounds):
                 f"{medians[-1]:.{digits}f} {unit} "
                 f"({min(values):.{digits}f} to {max(values):.{digits}f})"
             )
-        print(f"| {part} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
+        ratios = ", ".join(f"{median / medians[0]:.2f}" for median in medians[1:])
+        print(f"| {part} | {' | '.join(cells)} | {ratios} |")
+
+
+def cost(rounds):
+    """Print what a training step takes for several sizes, ours and plain Keras's."""
+
+    def steps(*command):
+        output = run(*command)[0].split()
+        keys = zip(*(map(int, output[i::4]) for i in range(3)))
+        return dict(zip(keys, map(float, output[3::4])))
+
+    commands = {"plain Keras": ["-c", COST], "lstm.py": ["-c", COST, SCRIPT.parent]}
+    runs = in_turn(rounds, commands, steps)
+    print("| length | units | batch | plain Keras | lstm.py | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for key in runs["lstm.py"][0]:
+        plain, ours = (
+            statistics.median(run[key] for run in runs[name]) for name in commands
+        )
+        sizes = " | ".join(map(str, key))
+        print(f"| {sizes} | {plain:.1f} ms | {ours:.1f} ms | {ours / plain:.2f} |")
 
 
 def scale(count):
@@ -156,6 +227,8 @@ if __name__ == "__main__":
             task = seeds, int(count), flags
         case ["speed", count]:
             task = speed, int(count)
+        case ["cost", count]:
+            task = cost, int(count)
         case ["scale", count]:
             task = scale, int(count)
         case _:

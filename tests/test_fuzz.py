@@ -1,11 +1,11 @@
 """Any input gives a result or one line that says what was wrong with it.
 
-A longer search than the suite's: python -m pytest tests/test_fuzz.py
---hypothesis-profile nightly
+EXAMPLES=2000 python -m pytest tests/test_fuzz.py searches longer than the suite does.
 """
 
 import contextlib
 import io
+import os
 import tempfile
 from dataclasses import fields
 
@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 import lstm
 
-FAST = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("suite", max_examples=60, **FAST)
-settings.register_profile("nightly", max_examples=2000, **FAST)
-settings.load_profile("suite")
+settings.register_profile(
+    "examples",
+    max_examples=int(os.environ.get("EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("examples")
 
 NAMES = [f.name for f in fields(lstm.Config)]
 VALUES = (
