@@ -668,35 +668,41 @@ def start_from_log_odds(model, x_train, y_train, config):
 def batches_by_length(x, y, config, training):
     """Batches of reviews of like length, each cut to its longest, as a tf.data.Dataset.
 
-    In training they come in another order each epoch, are sorted with up to 30 tokens
-    of chance so that no epoch's batches are the last one's, and lose `word_dropout` of
-    their words, so that the model learns to rely on none alone.
+    The reviews of a hundred batches at a time are sorted by length. In training they
+    come in another order each epoch, and lose `word_dropout` of their words, so that
+    the model learns to rely on none alone.
     """
     size = config.batch_size if training else TEST_BATCH
     random = np.random.default_rng(config.seed)
-    lengths = (x != PADDING).sum(1)
 
     def one_epoch():
-        chance = random.integers(0, 30, len(x)) if training else 0
-        order = np.argsort(lengths + chance, kind="stable")
-        batches = np.split(order, range(size, len(order), size))
-        if training:
-            random.shuffle(batches)
-        for rows in batches:
-            tokens = x[rows]
-            kept = tokens != PADDING
+        order = random.permutation(len(x)) if training else np.arange(len(x))
+        for pool in np.split(order, range(100 * size, len(x), 100 * size)):
+            tokens, labels = x[pool], y[pool]
             if training and config.word_dropout:
-                kept &= random.random(kept.shape, np.float32) >= config.word_dropout
-                kept[:, 0] = True
-                left, tokens = tokens[kept], np.zeros_like(tokens)
-                kept = np.arange(kept.shape[1]) < kept.sum(1)[:, None]
-                tokens[kept] = left
-            yield tokens[:, : kept.sum(1).max()], y[rows]
+                tokens = drop_words(tokens, config.word_dropout, random)
+            lengths = (tokens != PADDING).sum(1)
+            by_length = np.argsort(lengths, kind="stable")
+            batches = np.split(by_length, range(size, len(pool), size))
+            if training:
+                random.shuffle(batches)
+            for rows in batches:
+                yield tokens[rows, : lengths[rows].max()], labels[rows]
 
     signature = (tf.TensorSpec((None, None), "int32"), tf.TensorSpec((None,), "int64"))
     data = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
     count = tf.data.experimental.assert_cardinality(-(-len(x) // size))
-    return data.apply(count).prefetch(2)
+    return data.apply(count).prefetch(50)
+
+
+def drop_words(tokens, share, random):
+    """Leave out `share` of the words of reviews that are padded behind, by chance."""
+    kept = (tokens != PADDING) & (random.random(tokens.shape, np.float32) >= share)
+    kept[:, 0] = True  # no review is left empty
+    shortened = np.zeros_like(tokens)
+    places = np.arange(tokens.shape[1]) < kept.sum(1)[:, None]
+    shortened[places] = tokens[kept]
+    return shortened
 
 
 class EpochLine(keras.callbacks.Callback):

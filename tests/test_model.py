@@ -195,7 +195,7 @@ def test_batches_by_length_hold_every_review_once():
     assert sorted(np.concatenate([labels for _, labels in batches])) == list(y)
     for tokens, rows in batches:
         longest = lengths[rows].max()
-        assert tokens.shape[1] == longest and np.ptp(lengths[rows]) < 30
+        assert tokens.shape[1] == longest and np.ptp(lengths[rows]) < 10
         np.testing.assert_array_equal(tokens, x[rows, :longest])
 
 
