@@ -165,6 +165,7 @@ def check(config):
     require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
     require("model_path", config.model_path.endswith(".keras"), "a name in .keras")
     require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
+    require("word_dropout", config.masked or not config.word_dropout, "0, or masked")
     readouts = ["last"] if config.lstm_options.get("go_backwards") else ["last", "all"]
     require("readout", config.readout in readouts, " or ".join(readouts))
     for name in config.lstm_options:
@@ -516,20 +517,18 @@ def train(model, x_train, y_train, config):
     if config.log_odds:
         start_from_log_odds(model, x_train, y_train, config)
     compile_model(model, len(x_train), config)
-    epochs_done.clear()
     on_terminal = sys.stdout and sys.stdout.isatty()  # None if it was closed
-    note = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: epochs_done.append(epoch)
-    )
-    verbose, callbacks = config.verbosity_mode, [note]
-    if verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or on_terminal)):
-        verbose, callbacks = 0, [note, EpochLine(config.number_of_epochs)]
+    verbose = config.verbosity_mode
+    lines = verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or on_terminal))
     data = as_input(x_train, y_train, config, training=True)
     if x_valid is not None:
         valid = as_input(x_valid, y_valid, config, training=False)
         data["validation_data"] = valid["x"]
     return model.fit(
-        **data, epochs=config.number_of_epochs, verbose=verbose, callbacks=callbacks
+        **data,
+        epochs=config.number_of_epochs,
+        verbose=0 if lines else verbose,
+        callbacks=[EpochLine(config.number_of_epochs, lines)],
     )
 
 
@@ -706,21 +705,23 @@ def drop_words(tokens, share, random):
 
 
 class EpochLine(keras.callbacks.Callback):
-    """Print one line an epoch, for output that goes to a file or a pipe."""
+    """Note each epoch, and print a line for it where a file or a pipe takes them."""
 
-    def __init__(self, epochs):
+    def __init__(self, epochs, printed):
         super().__init__()
-        self.epochs = epochs
+        self.epochs, self.printed = epochs, printed
+        epochs_done.clear()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
-        seconds = time.perf_counter() - self.start
-        print(
-            f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}", flush=True
-        )
+        epochs_done.append(epoch)
+        if self.printed:
+            values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
+            seconds = time.perf_counter() - self.start
+            print(f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}")
+            sys.stdout.flush()
 
 
 def download(name):

@@ -1,11 +1,14 @@
 """Measure lstm.py on the real reviews: accuracy over seeds, speed beside plain Keras.
 
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
+    python tests/benchmark.py ablation 3
     python tests/benchmark.py speed 3
     python tests/benchmark.py cost 3
     python tests/benchmark.py scale 1000000
 
 `seeds` trains once per seed and prints mean, standard deviation, worst and best.
+`ablation` trains the tuned preset with each of its values left out in turn, on four
+fifths of the training reviews, and prints the accuracy on the last fifth.
 `speed` runs this script, its tuned form at the same sizes and the same job in plain
 Keras in turn, each in a process of its own, and prints medians, the spread, and the
 ratio of the medians.
@@ -141,6 +144,38 @@ def seeds(count, flags):
     )
 
 
+def ablation(count):
+    """Print what each of the tuned preset's values buys, over `count` seeds."""
+    left_out = {
+        "nothing": [],
+        "rarest": ["--no-rarest"],
+        "readout": ["--readout", "last"],
+        "log_odds": ["--log-odds", "0"],
+        "word_dropout": ["--word-dropout", "0"],
+        "dropout": ["--dropout", "0"],
+        "learning_rate": ["--learning-rate", "0.001"],
+        "cosine_decay": ["--no-cosine-decay"],
+        "embedding_output_dims": ["--embedding-output-dims", "15"],
+        "masked and rarest": ["--no-masked", "--no-rarest", "--word-dropout", "0"],
+    }
+    print("| left out | accuracy on the held-out fifth | points |")
+    print("| --- | --- | --- |")
+    whole = None
+    for name, flags in left_out.items():
+        accuracies = []
+        for seed in range(1, count + 1):
+            kept = ["--validation-split", "0.2", "--seed", str(seed), *flags]
+            output, *_ = run(str(SCRIPT), "--preset", "tuned", *kept)
+            accuracies.append(
+                100 * float(re.findall(r"val_accuracy: (\S+)", output)[-1])
+            )
+        mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+        whole = whole or mean
+        print(
+            f"| {name} | {mean:.2f} ± {spread:.2f} | {mean - whole:+.2f} |", flush=True
+        )
+
+
 def in_turn(rounds, commands, function):
     """Call `function` on each command, `rounds` times in turn; return its results."""
     results = {name: [] for name in commands}
@@ -225,6 +260,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["seeds", count, *flags]:
             task = seeds, int(count), flags
+        case ["ablation", count]:
+            task = ablation, int(count)
         case ["speed", count]:
             task = speed, int(count)
         case ["cost", count]:

@@ -201,7 +201,7 @@ def test_batches_by_length_hold_every_review_once():
 
 def test_word_dropout_leaves_words_out():
     x = np.tile(np.arange(1, 201, dtype="int32"), (50, 1))
-    config = lstm.Config(batch_size=50, word_dropout=0.3)
+    config = lstm.Config(masked=True, batch_size=50, word_dropout=0.3)
     data = lstm.batches_by_length(x, np.zeros(50), config, True)
     (first,), (second,) = (list(data.as_numpy_iterator()) for _ in range(2))
     for tokens in (*first[0], *second[0]):
