@@ -29,7 +29,7 @@ VERSIONS = [  # Python, TensorFlow, NumPy
 def python(version):
     """The path of an interpreter of this version, or None."""
     installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
-    return shutil.which(f"python{version}") or next(map(str, installed), None)
+    return next(map(str, installed), None) or shutil.which(f"python{version}")
 
 
 def test(folder, interpreter, tensorflow, numpy):
