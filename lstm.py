@@ -286,8 +286,7 @@ def told_in_one_line():
     """
     try:
         yield
-        if sys.stdout:
-            sys.stdout.flush()
+        print(end="", flush=True)
     except (UserError, KeyboardInterrupt, OSError) as error:
         if not IS_SCRIPT:
             raise
@@ -325,7 +324,7 @@ def quiet_start():
     They come from C++ and partly before that variable is read, so what is written to
     the process's stderr meanwhile is dropped. Python's exceptions are not affected.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") != "3" or not sys.stderr:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -720,8 +719,8 @@ class EpochLine(keras.callbacks.Callback):
         if self.printed:
             values = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
             seconds = time.perf_counter() - self.start
-            print(f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}")
-            sys.stdout.flush()
+            text = f"Epoch {epoch + 1}/{self.epochs} - {seconds:.1f}s - {values}"
+            print(text, flush=True)
 
 
 def download(name):
@@ -1103,16 +1102,26 @@ def for_words(model):
 
 
 def save(model, path):
-    """Write a trained model to `path`, whole or not at all."""
-    try:
+    """Write a trained model to `path`, whole or not at all.
+
+    Raises UserError if that cannot be; the model is then among the temporary files.
+    """
+    twin = for_words(model)
+
+    def write(path):
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as folder:
             whole = os.path.join(folder, "whole.keras")
-            for_words(model).save(whole)
+            twin.save(whole)
             os.replace(whole, path)
+
+    try:
+        write(path)
     except OSError as error:
+        rescued = os.path.join(tempfile.mkdtemp(prefix="lstm-"), "lstm.keras")
+        write(rescued)
         raise UserError(
             f"model_path: {path} cannot be written ({one_line(error)}); the test "
-            "results above stand, the model is lost; choose another path and run again"
+            f"results above stand, and the model is in {rescued}"
         ) from None
 
 
@@ -1173,7 +1182,7 @@ def print_predictions(texts, model):
             short = text if len(text) <= 50 else text[:47] + "..."
             label = "positive" if probability > 0.5 else "negative"
             print(f"{short} - {label} - {probability:.4f}")
-        sys.stdout.flush()
+        print(end="", flush=True)
 
 
 def draw(history, test_results, path):

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -137,19 +138,28 @@ def test_unsafe_model_is_refused(tmp_path):
     assert not marker.exists()
 
 
-def test_failed_save_keeps_the_old_model(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_model_and_the_new_one(tmp_path, monkeypatch):
     model, _ = trained("article")
     path = tmp_path / "kept.keras"
     path.write_bytes(b"the old one")
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spare))
+    save = keras.Model.save
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    def full(self, target, **options):
+        if not target.startswith(str(spare)):
+            raise OSError(28, "No space left on device")
+        save(self, target, **options)
 
     monkeypatch.setattr(keras.Model, "save", full)
-    with pytest.raises(lstm.UserError, match="No space left"):
+    with pytest.raises(lstm.UserError, match="No space left") as refused:
         lstm.save(model, str(path))
     assert path.read_bytes() == b"the old one"
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, spare]
+    (rescued,) = spare.glob("*/lstm.keras")
+    assert str(refused.value).endswith(f"the model is in {rescued}")
+    lstm.load(str(rescued))
 
 
 def test_path_that_cannot_be_written_is_refused_before_training(run):
