@@ -290,17 +290,18 @@ def told_in_one_line():
     except (UserError, KeyboardInterrupt, OSError) as error:
         if not IS_SCRIPT:
             raise
-        # What Python would still write at its exit is written to nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code, text = 2, " ".join(str(error).split())
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            sys.exit(1)
-        code, text = 2, error
-        if isinstance(error, KeyboardInterrupt):
+            code, text = 1, None
+        elif isinstance(error, KeyboardInterrupt):
             code, text = 130, "stopped"
             if epochs_done:
                 text += f" after {len(epochs_done)} epochs; nothing of them is kept"
-        print(f"lstm.py: {text}", file=sys.stderr)
-        sys.exit(code)
+        with contextlib.suppress(OSError):
+            print(end="", flush=True)  # what was said before
+        if text:
+            print(f"lstm.py: {text}", file=sys.stderr, flush=True)
+        os._exit(code)  # at once: TensorFlow taken down half-way has more to say
 
 
 epochs_done = []  # in this run
