@@ -156,7 +156,12 @@ def ablation(count):
         "learning_rate": ["--learning-rate", "0.001"],
         "cosine_decay": ["--no-cosine-decay"],
         "embedding_output_dims": ["--embedding-output-dims", "15"],
-        "masked and rarest": ["--no-masked", "--no-rarest", "--word-dropout", "0"],
+        "masked, rarest, word_dropout": [
+            "--no-masked",
+            "--no-rarest",
+            "--word-dropout",
+            "0",
+        ],
     }
     print("| left out | accuracy on the held-out fifth | points |")
     print("| --- | --- | --- |")
