@@ -119,11 +119,16 @@ PRESETS = {
 }
 
 
+def one_line(error):
+    """The message of an exception, or its name, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(Exception):
     """A mistake of the user's, told in one line without a traceback."""
 
     def __init__(self, text):
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(text))
 
     def _render_traceback_(self):  # what IPython prints in the traceback's place
         return [f"lstm.py: {self}"]
@@ -294,7 +299,7 @@ def told_in_one_line():
     except (UserError, KeyboardInterrupt, OSError) as error:
         if not IS_SCRIPT:
             raise
-        code, text = 2, " ".join(str(error).split())
+        code, text = 2, one_line(error)
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             code, text = 1, None
         elif isinstance(error, KeyboardInterrupt):
@@ -822,11 +827,6 @@ def read_array(archive, name):
         return np.frombuffer(file.read(), dtype).reshape(shape)
 
 
-def one_line(error):
-    """The message of an exception, or its name, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # %% The fast LSTM
 # What it does: the same LSTM as keras.layers.LSTM, same weights and same numbers, with
 # the loop over time and its backpropagation written out and compiled by XLA.
@@ -837,6 +837,11 @@ def one_line(error):
 def gate_rows(units, sigmoid, tanh):
     """A column that holds `sigmoid` in the rows of gates i, f, o and `tanh` in c's."""
     return tf.constant([[sigmoid]] * 2 * units + [[tanh]] * units + [[sigmoid]] * units)
+
+
+def stacked(inputs, h):
+    """[x; h; 1], which the weights are multiplied with: (features + units + 1, batch)."""
+    return tf.concat([tf.transpose(inputs), h, tf.ones_like(h[:1])], 0)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -854,7 +859,7 @@ def forward(weights, inputs, mask, steps, wide, keep):
     scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
 
     def body(t, h, c, kept):
-        column = tf.concat([tf.transpose(inputs[:, t]), h, tf.ones_like(h[:1])], 0)
+        column = stacked(inputs[:, t], h)
         gates = tf.tanh(tf.matmul(weights, column) * scale) * scale + shift
         i, f, candidate, o = tf.split(gates, 4)
         new_c = f * c + i * candidate
@@ -931,7 +936,7 @@ def backward(weights, inputs, kept, mask, steps, states, d_states):
         )
         d_column = tf.matmul(back, d_gates)
         h = tf.where(t > 0, hs[t - 1], 0)
-        column = tf.concat([tf.transpose(inputs[:, t]), h, tf.ones_like(h[:1])], 0)
+        column = stacked(inputs[:, t], h)
         d_weights += tf.matmul(d_gates, column, transpose_b=True)
         d_inputs = d_inputs.write(t, tf.transpose(d_column[:features]))
         new_d_h = d_column[features:]
