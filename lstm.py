@@ -188,32 +188,6 @@ def check(config):
         number = isinstance(value, (int, float))
         if "dropout" in name and not (number and 0 <= value < 1):
             raise UserError(f"lstm_options: {name} must be 0 or more and below 1")
-        if name not in LSTM_OPTIONS:
-            hint = nearest(name, LSTM_OPTIONS)
-            raise UserError(f"lstm_options: Keras's LSTM has no {name!r}; {hint}")
-
-
-LSTM_OPTIONS = [
-    "units",
-    "activation",
-    "recurrent_activation",
-    "use_bias",
-    "kernel_initializer",
-    "recurrent_initializer",
-    "bias_initializer",
-    "unit_forget_bias",
-    "kernel_regularizer",
-    "recurrent_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "recurrent_constraint",
-    "bias_constraint",
-    "dropout",
-    "recurrent_dropout",
-    "go_backwards",
-    "unroll",
-]
 
 
 # %% The command line: every field of Config is a flag of the same name
