@@ -851,15 +851,15 @@ def forward(weights, inputs, mask, steps, wide, keep):
             new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
             slopes = [tf.where(mask[t], slope, 0) for slope in slopes]
             slopes[-1] = tf.where(mask[t], f, 1)
-        new = [new_h] * (wide or keep) + slopes * keep
-        kept = [array.write(t, x) for array, x in zip(kept, new)]
+        new = zip(kept, [new_h, *slopes])  # as many of them as are to be kept
+        kept = [array.write(t, x) for array, x in new]
         return t + 1, new_h, new_c, kept
 
     zeros = tf.zeros((units, tf.shape(inputs)[0]))
-    sizes = [units] * (wide or keep) + [units] * 6 * keep
+    shape = (units, None)
     kept = [
-        tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=(size, None))
-        for size in sizes
+        tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=shape)
+        for _ in range(7 if keep else wide)
     ]
     _, h, _, kept = tf.while_loop(
         lambda t, *_: t < steps, body, (0, zeros, zeros, kept)
