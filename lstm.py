@@ -64,11 +64,11 @@ class Config:
     verbosity_mode: int = 1  # 0 silent, 1 progress, 2 one line an epoch
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
-    preset: str = "article"  # which values to start from: article or tuned
+    preset: str = "article"  # which values to start from: article, tuned or large
     masked: bool = False  # pad after the text, skip the padding, batch by length
-    rarest: bool = False  # a long review keeps its rarest words, not its last ones
+    rarest: bool = False  # skip unknown words and a long review's most common ones
+    num_word_pairs: int = 0  # so many pairs of neighbouring words are words, too
     readout: str = "last"  # what Dense reads: last state, or all: last, mean, maximum
-    log_odds: float = 0.0  # start from how much a word says of the label, times this
     word_dropout: float = 0.0  # share of the words hidden in training
     dropout: float = 0.0  # share of the numbers hidden before and after the LSTM
     learning_rate: float = 0.001  # of the optimizer; 0.001 is Keras's for Adam
@@ -108,14 +108,19 @@ PRESETS = {
         "masked": True,  # less work: no padding is read
         "rarest": True,  # 0.4 points
         "readout": "all",  # 0.8 points
-        "log_odds": 0.3,  # 0
-        "word_dropout": 0.3,  # less work: 30% fewer time steps
+        "word_dropout": 0.4,  # less work: 40% fewer time steps
         "dropout": 0.5,  # 0 beside word_dropout
         "learning_rate": 0.003,  # 0.7 points
         "cosine_decay": True,  # 0, but seeds differ less
         "embedding_output_dims": 32,  # 0
         "validation_split": 0.0,  # a fifth more reviews to learn from
     },
+}
+PRESETS["large"] = PRESETS["tuned"] | {
+    "num_distinct_words": 20000,
+    "num_word_pairs": 20000,
+    "word_dropout": 0.5,
+    "dropout": 0.7,
 }
 
 
@@ -163,7 +168,7 @@ def check(config):
             right = True
         require(f.name, right, whats[f.type])
     ranges = {"num_distinct_words": (4, 2**24), "verbosity_mode": (0, 2)}
-    ranges |= {"seed": (0, 2**32 - 1)}
+    ranges |= {"seed": (0, 2**32 - 1), "num_word_pairs": (0, 2**24)}
     for f in fields(config):
         if f.type is int:
             least, most = ranges.get(f.name, (1, 2**20))
@@ -173,7 +178,6 @@ def check(config):
         require(name, 0 <= getattr(config, name) < 1, "0 or more, below 1")
     require("learning_rate", 0 < config.learning_rate < 1, "a number between 0 and 1")
     require("model_path", config.model_path.endswith(".keras"), "a name in .keras")
-    require("log_odds", 0 <= config.log_odds < 10, "0 or more, below 10")
     require("word_dropout", config.masked or not config.word_dropout, "0, or masked")
     readouts = ["last"] if config.lstm_options.get("go_backwards") else ["last", "all"]
     require("readout", config.readout in readouts, " or ".join(readouts))
@@ -341,6 +345,7 @@ with told_in_one_line(), quiet_start():
 # A review is a list of ranks: 1 is the most frequent word of the training reviews, 2
 # the next. As token ids they are moved up by three, to make room for the special ones.
 PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
+UNKNOWN_RANK = 2**30  # of a word that the training reviews do not have
 IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 IMDB_HASH = {  # SHA-256 and MD5, as Keras has them
     "imdb.npz": "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f",
@@ -353,7 +358,7 @@ def load_data(config):
 
     Returns (x_train, y_train), (x_test, y_test), vocabulary: object arrays of reviews,
     each a sequence of word ranks; int64 arrays of labels, 1 for a positive review; and
-    the list of words by rank, the most frequent first. Raises UserError.
+    the list of words by rank, the most frequent first: all of them. Raises UserError.
     """
     if config.data:
         return read_csv(config.data, config.seed)
@@ -407,50 +412,42 @@ def load_imdb():
     return parts
 
 
-def pad(reviews, config):
+def pad(reviews, vocabulary, config):
     """Turn reviews into token ids, all of one length, as `pad_sequences` would.
 
-    Args: reviews, a sequence of lists of word ranks.
+    Args: reviews, a sequence of lists of word ranks; vocabulary, the words (and pairs)
+    that the model knows, by rank.
     Returns an int32 array of shape (reviews, max_sequence_length). Zeros stand before
     a short review (after it if masked); a long one loses its beginning, start token
-    included, or what `shorten` leaves out if `rarest`.
+    included, or its most common words if `rarest`.
     """
-    length, known = config.max_sequence_length, config.num_distinct_words - FIRST_WORD
+    length = config.max_sequence_length
+    ranks, rows = flatten(reviews)
+    ranks, rows = add_pairs(ranks, rows, vocabulary)
     if config.rarest:
-        kept = [shorten(review, length, known) for review in reviews]
-    else:
-        kept = [review[-length:] for review in reviews]
-    lengths = np.fromiter(map(len, kept), np.int64, len(kept))
-    tokens = np.fromiter(itertools.chain.from_iterable(kept), np.int32, lengths.sum())
-    tokens += FIRST_WORD
-    tokens[tokens >= config.num_distinct_words] = OUT_OF_VOCABULARY
-    padded = np.full((len(kept), length), PADDING, np.int32)
-    room = lengths < length  # for the start token
-    column = np.arange(length)
-    if config.masked:
-        first = room.astype(int)
-        real = (column >= first[:, None]) & (column < (first + lengths)[:, None])
-        padded[room, 0] = START
-    else:
-        first = length - lengths
-        real = column >= first[:, None]
-        padded[room, first[room] - 1] = START
-    padded[real] = tokens
+        ranks, rows = keep_rarest(ranks, rows, len(vocabulary), length - 1)
+    unknown = ranks > len(vocabulary)
+    tokens = np.where(unknown, OUT_OF_VOCABULARY, ranks + FIRST_WORD)
+
+    # The column behind each review's last word, and from there every word's own.
+    lengths = np.bincount(rows, minlength=len(reviews))
+    ends = np.minimum(lengths + 1, length) if config.masked else length + 0 * lengths
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - ends, lengths)
+    inside = columns >= 0
+    padded = np.full((len(reviews), length), PADDING, np.int32)
+    padded[rows[inside], columns[inside]] = tokens[inside]
+    starts = ends - lengths - 1
+    short = starts >= 0
+    padded[short, starts[short]] = START
     return padded
 
 
-def shorten(ranks, length, known):
-    """Return the ranks of a review, at most `length` - 1 of them, in their order.
-
-    A longer one loses the words of rank `known` and up, which the model does not know,
-    and then its most common ones, which say least.
-    """
-    if len(ranks) < length:
-        return ranks
-    ranks = np.asarray(ranks)
-    ranks = ranks[ranks < known]
-    rarest_first = np.argsort(-ranks, kind="stable")
-    return ranks[np.sort(rarest_first[: length - 1])]
+def flatten(reviews):
+    """The ranks of all words in one int32 array, and the review that each is from."""
+    lengths = np.fromiter(map(len, reviews), np.int64, len(reviews))
+    words = itertools.chain.from_iterable(reviews)
+    ranks = np.fromiter(words, np.int32, lengths.sum())
+    return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -471,7 +468,7 @@ def build_model(config):
     # A table with one vector per word, learned like every other weight.
     model.add(
         keras.layers.Embedding(
-            config.num_distinct_words,
+            config.num_distinct_words + config.num_word_pairs,
             config.embedding_output_dims,
             mask_zero=config.masked,
             # It adds nothing, but a dense gradient with it: the sparse one would be
@@ -490,24 +487,18 @@ def build_model(config):
 
 # %% Training and evaluation
 def train(model, x_train, y_train, config):
-    """Compile and fit the model on token ids (reviews, time) and labels (reviews,).
+    """Fit the compiled model on token ids (reviews, time) and labels (reviews,).
 
-    Returns Keras's History, whose `.history` holds the curves. Raises UserError if
-    Keras does not know the optimizer, the loss or a metric.
+    Returns Keras's History, whose `.history` holds the curves.
     """
-    x_valid = y_valid = None
-    if config.validation_split:  # as Keras takes it: the last part
-        first = int(len(x_train) * (1 - config.validation_split))
-        x_train, x_valid = x_train[:first], x_train[first:]
-        y_train, y_valid = y_train[:first], y_train[first:]
-    if config.log_odds:
-        start_from_log_odds(model, x_train, y_train, config)
-    compile_model(model, len(x_train), config)
+    first = split_at(len(x_train), config)
+    x_train, x_valid = x_train[:first], x_train[first:]
+    y_train, y_valid = y_train[:first], y_train[first:]
     on_terminal = sys.stdout and sys.stdout.isatty()  # None if it was closed
     verbose = config.verbosity_mode
     lines = verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or on_terminal))
     data = as_input(x_train, y_train, config, training=True)
-    if x_valid is not None:
+    if len(x_valid):
         valid = as_input(x_valid, y_valid, config, training=False)
         data["validation_data"] = valid["x"]
     return model.fit(
@@ -518,8 +509,21 @@ def train(model, x_train, y_train, config):
     )
 
 
+def split_at(reviews, config):
+    """How many of the training reviews to learn from; the last ones are held out."""
+    first = int(reviews * (1 - config.validation_split))  # as Keras counts
+    if config.validation_split and not 0 < first < reviews:
+        raise UserError(
+            f"validation_split: leaves one of the sides of {reviews} reviews empty"
+        )
+    return first
+
+
 def compile_model(model, training_reviews, config):
-    """Give the model its optimizer, loss and metrics, as configured."""
+    """Give the model its optimizer, loss and metrics.
+
+    Raises UserError for a name that Keras does not know.
+    """
     with refusals_named(config, "loss_function"):
         keras.losses.get(config.loss_function)
     with refusals_named(config, "additional_metrics"):
@@ -586,25 +590,24 @@ def main(config):
             "Config before TensorFlow is imported"
         )
     keras.utils.set_random_seed(config.seed)
-    check_paths(config)  # first, as are misspelt names: to fail at once, not at the end
+    check_paths(config)  # first, to fail at once and not at the end
     model = build_model(config)
-    compile_model(model, 1, config)
 
     start = time.perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
-    model.vocabulary = vocabulary
-    model.rarest = config.rarest
-    held_out = len(x_train) - int(len(x_train) * (1 - config.validation_split))
-    if config.validation_split and not 0 < held_out < len(x_train):
-        raise UserError(
-            f"validation_split: leaves one of the sides of {len(x_train)} reviews empty"
-        )
-    print(x_train.shape)
-    print(x_test.shape)
-    x_train = pad(x_train, config)
-    x_test = pad(x_test, config)
+    vocabulary = vocabulary[: config.num_distinct_words - FIRST_WORD - 1]
+    first = split_at(len(x_train), config)
+    vocabulary += telling_pairs(
+        x_train[:first], y_train[:first], vocabulary, config.num_word_pairs
+    )
+    shapes = x_train.shape, x_test.shape
+    x_train = pad(x_train, vocabulary, config)
+    x_test = pad(x_test, vocabulary, config)
     load_time = time.perf_counter() - start
 
+    model.vocabulary, model.rarest = vocabulary, config.rarest
+    compile_model(model, first, config)
+    print(*shapes, sep="\n")
     model.summary()
 
     start = time.perf_counter()
@@ -634,20 +637,67 @@ def main(config):
 
 
 # %% The story ends here: what it called upon follows, to be read when wanted
-def start_from_log_odds(model, x_train, y_train, config):
-    """Let the first number of each word vector say which label the word speaks for.
+def telling_pairs(reviews, labels, words, count):
+    """Choose the `count` pairs of neighbouring words that say most about the label.
 
-    It is the logarithm of how much likelier a positive review is to hold the word than
-    a negative one, as in naive Bayes (Wang and Manning, ACL 2012). Training goes on
-    from there.
+    A pair says the more, the further the share of positive reviews around it is from
+    the share among all, in standard deviations.
+    Args: reviews, lists of word ranks; labels, an int array; words, by rank.
+    Returns a list of str such as "not good".
     """
-    counts = np.ones((2, config.num_distinct_words))  # as if each were seen once
-    for review, label in zip(x_train, y_train):
-        counts[int(label), np.unique(review)] += 1
-    negative, positive = np.log(counts / counts.sum(1, keepdims=True))
-    vectors = model.layers[0].get_weights()[0]
-    vectors[:, 0] = config.log_odds * (positive - negative)
-    model.layers[0].set_weights([vectors])
+    if not count:
+        return []
+    ranks, rows = flatten(reviews)
+    pairs = neighbours(ranks, rows, len(words))
+    known = pairs > 0
+    pairs, of_pair, seen = np.unique(
+        pairs[known], return_inverse=True, return_counts=True
+    )
+    positive = np.bincount(of_pair, labels[rows[1:][known]])
+    surprise = np.abs(positive - seen * labels.mean()) / np.sqrt(seen + 1)
+    best = np.sort(np.argsort(-surprise, kind="stable")[:count])
+    return [
+        f"{words[pair // 2**32 - 1]} {words[pair % 2**32 - 1]}"
+        for pair in pairs[best].tolist()
+    ]
+
+
+def neighbours(ranks, rows, words):
+    """One number for each two words side by side; 0 if they are of two reviews or one of
+    them ranks after the first `words`."""
+    here, ahead = ranks[:-1], ranks[1:]
+    real = (rows[:-1] == rows[1:]) & (here <= words) & (ahead <= words)
+    return np.where(real, here.astype(np.int64) * 2**32 + ahead, 0)
+
+
+def add_pairs(ranks, rows, vocabulary):
+    """Put each pair of the vocabulary behind its second word, as one more word."""
+    pairs = [entry.split(" ") for entry in vocabulary if " " in entry]
+    if not pairs:
+        return ranks, rows
+    words = len(vocabulary) - len(pairs)  # which come first
+    rank = {word: rank for rank, word in enumerate(vocabulary, 1)}
+    known = np.array([rank[a] * 2**32 + rank[b] for a, b in pairs])  # they ascend
+    found = neighbours(ranks, rows, words)
+    ranks = np.where(ranks > words, UNKNOWN_RANK, ranks)  # their places are taken
+    at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+    here = np.flatnonzero(known[at] == found)
+    ranks = np.insert(ranks, here + 2, words + 1 + at[here])
+    return ranks, np.insert(rows, here + 2, rows[here])
+
+
+def keep_rarest(ranks, rows, known, most):
+    """Leave out words of rank above `known`, and the most common of a review of over
+    `most`: they say least."""
+    ranks, rows = ranks[ranks <= known], rows[ranks <= known]
+    lengths = np.bincount(rows)
+    ends = np.cumsum(lengths)
+    kept = np.ones(len(ranks), bool)
+    for row in np.flatnonzero(lengths > most):
+        review = slice(ends[row] - lengths[row], ends[row])
+        rarest_first = np.argsort(-ranks[review], kind="stable")
+        kept[review][rarest_first[most:]] = False
+    return ranks[kept], rows[kept]
 
 
 def batches_by_length(x, y, config, training):
@@ -1061,12 +1111,11 @@ def for_words(model):
         for kind in (keras.layers.Embedding, FastLSTM, keras.layers.Dense)
     )
     length, words = model.input_shape[1], model.vocabulary
-    known = words[: embedding.input_dim - FIRST_WORD - 1]
     inputs = keras.Input((length,), dtype="string", name="words")
     # StringLookup gives "" the id 0, unknown words 1 and the vocabulary 2 and up: the
     # start token and the unknown word change places, the others keep their ids.
     lookup = keras.layers.StringLookup(
-        vocabulary=["[START]", "[UNUSED]", *known], mask_token="", name="lookup"
+        vocabulary=["[START]", "[UNUSED]", *words], mask_token="", name="lookup"
     )
     layers = [
         keras.layers.Embedding.from_config(embedding.get_config()),
@@ -1139,24 +1188,22 @@ def predict(texts, model):
     """
     if isinstance(model, keras.Sequential):
         model = for_words(model)
-    length, masked = model.input_shape[1], model.layers[2].mask_zero
-    words_by_rank = model.get_layer("lookup").get_vocabulary()[FIRST_WORD:]
-    ranks = {word: rank for rank, word in enumerate(words_by_rank)}
+    vocabulary = model.get_layer("lookup").get_vocabulary()[FIRST_WORD + 1 :]
+    rank = {word: rank for rank, word in enumerate(vocabulary, 1)}
+    config = Config(
+        max_sequence_length=model.input_shape[1],
+        masked=model.layers[2].mask_zero,
+        rarest="rarest" in model.name,
+    )
+    words = tf.constant(["", "[START]", "[UNK]", "[UNUSED]", *vocabulary])  # by token
     judged = [np.zeros(0, np.float32)]
     for start in range(0, len(texts), 1024):
-        rows = []
-        for text in texts[start : start + 1024]:
-            words = words_of(text)
-            if len(words) >= length and "rarest" in model.name:
-                known = len(words_by_rank)
-                kept = shorten([ranks.get(w, known) for w in words], length, known)
-                words = [words_by_rank[rank] for rank in kept]
-            if len(words) < length:
-                words = ["[START]", *words]
-            words = words[-length:]
-            padding = [""] * (length - len(words))
-            rows.append(words + padding if masked else padding + words)
-        judged.append(model.predict_on_batch(tf.constant(rows))[:, 0])
+        reviews = [
+            [rank.get(word, UNKNOWN_RANK) for word in words_of(text)]
+            for text in texts[start : start + 1024]
+        ]
+        tokens = pad(reviews, vocabulary, config)
+        judged.append(model.predict_on_batch(tf.gather(words, tokens))[:, 0])
     return np.concatenate(judged)
 
 
@@ -1275,7 +1322,7 @@ def read_csv(path, seed):
     order = np.argsort(-counts, kind="stable")
     ranks = np.empty(len(ids), np.int32)
     ranks[order] = np.arange(1, len(ids) + 1)
-    ranks[counts == 0] = 2**30
+    ranks[counts == 0] = UNKNOWN_RANK
     for start in range(0, len(flat), 2**20):  # in place: memory for one copy is enough
         flat[start : start + 2**20] = ranks[flat[start : start + 2**20]]
     reviews = memoryview(tokens)

@@ -19,13 +19,15 @@ WORDS = [f"word{rank}" for rank in range(1, 150)]
 
 def trained(preset, **fields):
     """A model with random weights that knows its words, and its Config."""
+    pairs = [f"word{rank} word{rank + 1}" for rank in range(1, 96, 5)]
+    fields["num_word_pairs"] = len(pairs) if preset == "large" else 0
     config = lstm.Config(
         preset=preset, max_sequence_length=20, num_distinct_words=100, **fields
     )
     model = lstm.build_model(config)
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    model.vocabulary = WORDS
+    model.vocabulary = WORDS[:96] + pairs[: config.num_word_pairs]
     model.rarest = config.rarest
     return model, config
 
@@ -35,8 +37,11 @@ def test_text_gives_what_its_ids_give(preset, tmp_path):
     model, config = trained(preset)
     rng = np.random.default_rng(1)
     ranks = [list(map(int, rng.integers(1, 150, n))) for n in (0, 1, 19, 20, 21, 70)]
+    ranks[-1][:3] = 6, 7, 1  # a pair, where there are pairs
     texts = [" ".join(WORDS[rank - 1] for rank in review) for review in ranks]
-    expected = model.predict(lstm.pad(ranks, config), verbose=0)[:, 0]
+    tokens = lstm.pad(ranks, model.vocabulary, config)
+    assert (tokens.max() > 99) == (preset == "large")
+    expected = model.predict(tokens, verbose=0)[:, 0]
     path = str(tmp_path / "kept.keras")
     lstm.save(model, path)
     for used in (model, lstm.load(path)):
@@ -192,7 +197,7 @@ def test_csv_split_and_vocabulary_of_the_training_part(tmp_path):
     assert sorted(map(list, x_train)) == [[1, 2], [1, 2, 1]]
     assert sorted(map(list, x_test)) == [[1], [2**30, 1]]
     config = lstm.Config(max_sequence_length=3)
-    assert sorted(map(list, lstm.pad(x_test, config))) == [[0, 1, 4], [1, 2, 4]]
+    assert sorted(map(list, lstm.pad(x_test, words, config))) == [[0, 1, 4], [1, 2, 4]]
 
 
 def test_csv_without_a_word(tmp_path):
@@ -201,7 +206,7 @@ def test_csv_without_a_word(tmp_path):
     (x_train, _), _, words = lstm.read_csv(str(path), seed=1)
     assert words == []
     config = lstm.Config(max_sequence_length=2)
-    assert set(map(tuple, lstm.pad(x_train, config))) == {(0, 1)}
+    assert set(map(tuple, lstm.pad(x_train, words, config))) == {(0, 1)}
 
 
 @pytest.mark.parametrize(

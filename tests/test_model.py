@@ -22,8 +22,42 @@ def test_load_and_pad_as_keras(reviews, monkeypatch):
         expected = keras.datasets.imdb.load_data(num_words=words)
         for (x, y), (keras_x, keras_y) in zip(lstm.load_imdb(), expected):
             keras_x = keras.utils.pad_sequences(keras_x, maxlen=length)
-            np.testing.assert_array_equal(lstm.pad(x, config), keras_x)
+            vocabulary = ["word"] * (words - 4)
+            np.testing.assert_array_equal(lstm.pad(x, vocabulary, config), keras_x)
             np.testing.assert_array_equal(y, keras_y)
+
+
+def test_telling_pairs_become_words():
+    words = ["a", "b", "c", "d"]
+    good, bad = [1, 2, 3, 1], [2, 1, 1, 3]  # "a b" and "c a" are good, "b a" is bad
+    reviews = [good, bad, [*good, 4], [4, *bad], [4, 1, 1, 4], [4, 1, 1, 4]]
+    labels = np.array([1, 0, 1, 0, 1, 0])
+    pairs = lstm.telling_pairs(reviews, labels, words, 6)
+    assert pairs == ["a a", "a b", "a c", "b a", "b c", "c a"]
+    assert lstm.telling_pairs(reviews, labels, words, 3) == ["a b", "a c", "b a"]
+    assert lstm.telling_pairs(reviews, labels, words, 0) == []
+    assert lstm.telling_pairs(reviews, labels, ["a"], 9) == ["a a"]
+
+    vocabulary = [*words, "a b", "b a"]  # ranks 5 and 6
+    config = lstm.Config(max_sequence_length=7)
+    padded = lstm.pad([[1, 2, 1], [2], [1], [9, 2, 1, 2, 9, 1]], vocabulary, config)
+    assert padded.tolist() == [
+        [0, 1, 4, 5, 8, 4, 9],
+        [0, 0, 0, 0, 0, 1, 5],
+        [0, 0, 0, 0, 0, 1, 4],  # "b" of the review before is none of its neighbours
+        [5, 4, 9, 5, 8, 2, 4],
+    ]
+
+
+def test_rarest_words_are_kept():
+    config = lstm.Config(max_sequence_length=4, masked=True, rarest=True)
+    reviews = [[1, 9, 2], [1, 3, 2, 1, 2, 9], [], [9, 9, 9, 9, 1]]
+    assert lstm.pad(reviews, ["word"] * 5, config).tolist() == [
+        [1, 4, 5, 0],
+        [1, 6, 5, 5],
+        [1, 0, 0, 0],
+        [1, 4, 0, 0],
+    ]
 
 
 def outputs_and_gradients(layer, x, mask, training=True):
@@ -165,7 +199,8 @@ def test_training_follows_keras(reviews, monkeypatch):
         monkeypatch.setattr(lstm.FastLSTM, "applies", applies)
         keras.utils.set_random_seed(1)
         model = lstm.build_model(config)
-        history = lstm.train(model, lstm.pad(x, config), y, config)
+        lstm.compile_model(model, len(x), config)
+        history = lstm.train(model, lstm.pad(x, ["word"] * 96, config), y, config)
         losses.append(history.history["loss"])
     np.testing.assert_allclose(*losses, atol=1e-3)
 
@@ -180,6 +215,7 @@ def test_training_step_is_a_graph(monkeypatch):
     config = lstm.Config(num_distinct_words=10, max_sequence_length=5, verbosity_mode=0)
     monkeypatch.setattr(lstm.FastLSTM, "applies", applies)
     model = lstm.build_model(config)
+    lstm.compile_model(model, 20, config)
     eager.clear()
     lstm.train(model, np.ones((20, 5), "int32"), np.ones(20), config)
     assert eager and not any(eager)
