@@ -425,20 +425,22 @@ def pad(reviews, vocabulary, config):
     ranks, rows = flatten(reviews)
     ranks, rows = add_pairs(ranks, rows, vocabulary)
     if config.rarest:
-        ranks, rows = keep_rarest(ranks, rows, len(vocabulary), length - 1)
-    unknown = ranks > len(vocabulary)
-    tokens = np.where(unknown, OUT_OF_VOCABULARY, ranks + FIRST_WORD)
+        known = ranks <= len(vocabulary)
+        ranks, rows = ranks[known], rows[known]
+        ranks, rows = shorten(ranks, rows, length - 1, rarest=True)
+    else:
+        ranks, rows = shorten(ranks, rows, length, rarest=False)
+    tokens = ranks + FIRST_WORD
+    tokens[ranks > len(vocabulary)] = OUT_OF_VOCABULARY
 
-    # The column behind each review's last word, and from there every word's own.
     lengths = np.bincount(rows, minlength=len(reviews))
-    ends = np.minimum(lengths + 1, length) if config.masked else length + 0 * lengths
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - ends, lengths)
-    inside = columns >= 0
+    short = lengths < length  # with room for the start token
+    first = short.astype(int) if config.masked else length - lengths
+    column = np.arange(length)
+    real = (column >= first[:, None]) & (column < (first + lengths)[:, None])
     padded = np.full((len(reviews), length), PADDING, np.int32)
-    padded[rows[inside], columns[inside]] = tokens[inside]
-    starts = ends - lengths - 1
-    short = starts >= 0
-    padded[short, starts[short]] = START
+    padded[real] = tokens
+    padded[short, first[short] - 1] = START
     return padded
 
 
@@ -686,17 +688,19 @@ def add_pairs(ranks, rows, vocabulary):
     return ranks, np.insert(rows, here + 2, rows[here])
 
 
-def keep_rarest(ranks, rows, known, most):
-    """Leave out words of rank above `known`, and the most common of a review of over
-    `most`: they say least."""
-    ranks, rows = ranks[ranks <= known], rows[ranks <= known]
+def shorten(ranks, rows, most, rarest):
+    """Of each review of over `most` words leave out the beginning, or the most common
+    words if `rarest`: they say least."""
     lengths = np.bincount(rows)
     ends = np.cumsum(lengths)
     kept = np.ones(len(ranks), bool)
     for row in np.flatnonzero(lengths > most):
         review = slice(ends[row] - lengths[row], ends[row])
-        rarest_first = np.argsort(-ranks[review], kind="stable")
-        kept[review][rarest_first[most:]] = False
+        if rarest:
+            rarest_first = np.argsort(-ranks[review], kind="stable")
+            kept[review][rarest_first[most:]] = False
+        else:
+            kept[review][: lengths[row] - most] = False
     return ranks[kept], rows[kept]
 
 
