@@ -1128,7 +1128,8 @@ def for_words(model):
     ]
     states = layers[1](layers[0](lookup(inputs)))
     if lstm.readout == "all":  # Keras repeats the last state over the padding
-        mean = keras.layers.GlobalAveragePooling1D()(states)
+        average = keras.layers.GlobalAveragePooling1D(data_format="channels_last")
+        mean = average(states)
         parts = [states[:, -1], mean, keras.ops.max(states, axis=1)]
         states = keras.layers.Concatenate()(parts)
     name = f"reads_{'rarest' if model.rarest else 'last'}_{length}"
