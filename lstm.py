@@ -101,9 +101,9 @@ class Config:
 
 PRESETS = {
     "article": {},
-    # The article's 5,000 words and 300 tokens, put to better use. The points of accuracy
-    # are what is lost without the value, measured on held-out training reviews; a 0 is
-    # less than the seeds differ by.
+    # The article's 5,000 words and 300 tokens, put to better use. The points of
+    # accuracy are what is lost without the value, measured on held-out training
+    # reviews; a 0 is less than the seeds differ by.
     "tuned": {
         "masked": True,  # less work: no padding is read
         "rarest": True,  # 0.4 points
@@ -116,9 +116,10 @@ PRESETS = {
         "validation_split": 0.0,  # a fifth more reviews to learn from
     },
 }
+# More to read, and more that could be learned by heart.
 PRESETS["large"] = PRESETS["tuned"] | {
     "num_distinct_words": 20000,
-    "num_word_pairs": 20000,
+    "num_word_pairs": 20000,  # such as "not good"
     "word_dropout": 0.5,
     "dropout": 0.7,
 }
@@ -444,17 +445,9 @@ def pad(reviews, vocabulary, config):
     return padded
 
 
-def flatten(reviews):
-    """The ranks of all words in one int32 array, and the review that each is from."""
-    lengths = np.fromiter(map(len, reviews), np.int64, len(reviews))
-    words = itertools.chain.from_iterable(reviews)
-    ranks = np.fromiter(words, np.int32, lengths.sum())
-    return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
-
-
 # %% Model: Embedding -> LSTM -> Dense
 def build_model(config):
-    """Build the classifier; `train` compiles it.
+    """Build the classifier; `compile_model` makes it ready to train.
 
     Returns a keras.Sequential: int token ids of shape (batch, max_sequence_length) in,
     probability of a positive review, shape (batch, 1), out. Raises UserError if Keras
@@ -488,6 +481,35 @@ def build_model(config):
 
 
 # %% Training and evaluation
+def compile_model(model, training_reviews, config):
+    """Give the model its optimizer, loss and metrics.
+
+    Raises UserError for a name that Keras does not know.
+    """
+    with refusals_named(config, "loss_function"):
+        keras.losses.get(config.loss_function)
+    with refusals_named(config, "additional_metrics"):
+        for metric in config.additional_metrics:
+            keras.metrics.get(metric)
+    optimizer = config.optimizer
+    if isinstance(optimizer, str):
+        rate = config.learning_rate
+        if config.cosine_decay:
+            batches = math.ceil(training_reviews / config.batch_size)
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, batches * config.number_of_epochs
+            )
+        settings = {"class_name": optimizer, "config": {"learning_rate": rate}}
+        with refusals_named(config, "optimizer"):
+            optimizer = keras.optimizers.get(settings)
+    model.compile(
+        optimizer=optimizer,
+        loss=config.loss_function,
+        metrics=list(config.additional_metrics),
+        steps_per_execution=8,  # return to Python only every so many batches
+    )
+
+
 def train(model, x_train, y_train, config):
     """Fit the compiled model on token ids (reviews, time) and labels (reviews,).
 
@@ -519,35 +541,6 @@ def split_at(reviews, config):
             f"validation_split: leaves one of the sides of {reviews} reviews empty"
         )
     return first
-
-
-def compile_model(model, training_reviews, config):
-    """Give the model its optimizer, loss and metrics.
-
-    Raises UserError for a name that Keras does not know.
-    """
-    with refusals_named(config, "loss_function"):
-        keras.losses.get(config.loss_function)
-    with refusals_named(config, "additional_metrics"):
-        for metric in config.additional_metrics:
-            keras.metrics.get(metric)
-    optimizer = config.optimizer
-    if isinstance(optimizer, str):
-        rate = config.learning_rate
-        if config.cosine_decay:
-            batches = math.ceil(training_reviews / config.batch_size)
-            rate = keras.optimizers.schedules.CosineDecay(
-                rate, batches * config.number_of_epochs
-            )
-        settings = {"class_name": optimizer, "config": {"learning_rate": rate}}
-        with refusals_named(config, "optimizer"):
-            optimizer = keras.optimizers.get(settings)
-    model.compile(
-        optimizer=optimizer,
-        loss=config.loss_function,
-        metrics=list(config.additional_metrics),
-        steps_per_execution=8,  # return to Python only every so many batches
-    )
 
 
 def as_input(x, y, config, training):
@@ -639,6 +632,14 @@ def main(config):
 
 
 # %% The story ends here: what it called upon follows, to be read when wanted
+def flatten(reviews):
+    """The ranks of all words in one int32 array, and the review that each is from."""
+    lengths = np.fromiter(map(len, reviews), np.int64, len(reviews))
+    words = itertools.chain.from_iterable(reviews)
+    ranks = np.fromiter(words, np.int32, lengths.sum())
+    return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
+
+
 def telling_pairs(reviews, labels, words, count):
     """Choose the `count` pairs of neighbouring words that say most about the label.
 
@@ -665,8 +666,10 @@ def telling_pairs(reviews, labels, words, count):
 
 
 def neighbours(ranks, rows, words):
-    """One number for each two words side by side; 0 if they are of two reviews or one of
-    them ranks after the first `words`."""
+    """One number for each two words side by side, as int64.
+
+    It is 0 if they are of two reviews or one of them ranks after the first `words`.
+    """
     here, ahead = ranks[:-1], ranks[1:]
     real = (rows[:-1] == rows[1:]) & (here <= words) & (ahead <= words)
     return np.where(real, here.astype(np.int64) * 2**32 + ahead, 0)
@@ -689,8 +692,10 @@ def add_pairs(ranks, rows, vocabulary):
 
 
 def shorten(ranks, rows, most, rarest):
-    """Of each review of over `most` words leave out the beginning, or the most common
-    words if `rarest`: they say least."""
+    """Leave out the beginning of each review of over `most` words.
+
+    If `rarest`, leave out its most common words in place of that: they say least.
+    """
     lengths = np.bincount(rows)
     ends = np.cumsum(lengths)
     kept = np.ones(len(ranks), bool)
@@ -868,7 +873,7 @@ def gate_rows(units, sigmoid, tanh):
 
 
 def stacked(inputs, h):
-    """[x; h; 1], which the weights are multiplied with: (features + units + 1, batch)."""
+    """[x; h; 1], which the weights are multiplied with, one column per review."""
     return tf.concat([tf.transpose(inputs), h, tf.ones_like(h[:1])], 0)
 
 
@@ -1150,7 +1155,8 @@ def save(model, path):
     twin = for_words(model)
 
     def write(path):
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as folder:
+        at = os.path.dirname(path) or "."
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=at) as folder:
             whole = os.path.join(folder, "whole.keras")
             twin.save(whole)
             os.replace(whole, path)

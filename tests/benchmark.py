@@ -1,14 +1,14 @@
 """Measure lstm.py on the real reviews: accuracy over seeds, speed beside plain Keras.
 
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
-    python tests/benchmark.py ablation 3
+    python tests/benchmark.py ablation tuned 3
     python tests/benchmark.py speed 3
     python tests/benchmark.py cost 3
     python tests/benchmark.py scale 1000000
 
 `seeds` trains once per seed and prints mean, standard deviation, worst and best.
-`ablation` trains the tuned preset with each of its values left out in turn, on four
-fifths of the training reviews, and prints the accuracy on the last fifth.
+`ablation` trains a preset (tuned or large) with each of its values left out in turn, on
+four fifths of the training reviews, and prints accuracy and loss on the last fifth.
 `speed` runs this script, its tuned form at the same sizes and the same job in plain
 Keras in turn, each in a process of its own, and prints medians, the spread, and the
 ratio of the medians.
@@ -144,13 +144,11 @@ def seeds(count, flags):
     )
 
 
-def ablation(count):
-    """Print what each of the tuned preset's values buys, over `count` seeds."""
-    left_out = {
+LEFT_OUT = {  # what of a preset, and the flags that take it back
+    "tuned": {
         "nothing": [],
         "rarest": ["--no-rarest"],
         "readout": ["--readout", "last"],
-        "log_odds": ["--log-odds", "0"],
         "word_dropout": ["--word-dropout", "0"],
         "dropout": ["--dropout", "0"],
         "learning_rate": ["--learning-rate", "0.001"],
@@ -162,22 +160,37 @@ def ablation(count):
             "--word-dropout",
             "0",
         ],
-    }
-    print("| left out | accuracy on the held-out fifth | points |")
-    print("| --- | --- | --- |")
+    },
+    "large": {  # back to what tuned has
+        "nothing": [],
+        "num_word_pairs": ["--num-word-pairs", "0"],
+        "num_distinct_words": ["--num-distinct-words", "5000"],
+        "word_dropout": ["--word-dropout", "0.4"],
+        "dropout": ["--dropout", "0.5"],
+    },
+}
+
+
+def ablation(preset, count):
+    """Print what each of a preset's values buys, over `count` seeds."""
+    print("| left out | accuracy on the held-out fifth | points | loss |")
+    print("| --- | --- | --- | --- |")
     whole = None
-    for name, flags in left_out.items():
-        accuracies = []
+    for name, flags in LEFT_OUT[preset].items():
+        accuracies, losses = [], []
         for seed in range(1, count + 1):
             kept = ["--validation-split", "0.2", "--seed", str(seed), *flags]
-            output, *_ = run(str(SCRIPT), "--preset", "tuned", *kept)
+            output, *_ = run(str(SCRIPT), "--preset", preset, *kept)
             accuracies.append(
                 100 * float(re.findall(r"val_accuracy: (\S+)", output)[-1])
             )
+            losses.append(float(re.findall(r"val_loss: (\S+)", output)[-1]))
         mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
         whole = whole or mean
         print(
-            f"| {name} | {mean:.2f} ± {spread:.2f} | {mean - whole:+.2f} |", flush=True
+            f"| {name} | {mean:.2f} ± {spread:.2f} | {mean - whole:+.2f} "
+            f"| {statistics.mean(losses):.3f} |",
+            flush=True,
         )
 
 
@@ -265,8 +278,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["seeds", count, *flags]:
             task = seeds, int(count), flags
-        case ["ablation", count]:
-            task = ablation, int(count)
+        case ["ablation", ("tuned" | "large") as preset, count]:
+            task = ablation, preset, int(count)
         case ["speed", count]:
             task = speed, int(count)
         case ["cost", count]:
