@@ -85,7 +85,9 @@ class Config:
         names = [f.name for f in fields(self)]
         for name in given:
             if name not in names:
-                hint = nearest(name, names)
+                close = difflib.get_close_matches(name, names, 1)
+                known = ", ".join(names)
+                hint = f"did you mean {close[0]}?" if close else f"use one of {known}"
                 raise UserError(f"{name}: there is no such field; {hint}")
         defaults = {
             f.name: f.default if f.default_factory is not dict else {}
@@ -138,12 +140,6 @@ class UserError(Exception):
 
     def _render_traceback_(self):  # what IPython prints in the traceback's place
         return [f"lstm.py: {self}"]
-
-
-def nearest(name, names):
-    """What to say to somebody who wrote `name` where one of `names` was needed."""
-    close = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
 
 
 def check(config):
