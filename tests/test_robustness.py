@@ -89,15 +89,10 @@ def test_other_settings_of_keras_do_not_matter(run, tmp_path):
     (home / "keras.json").write_text(
         '{"backend": "jax", "image_data_format": "channels_first", "epsilon": 1e-6}'
     )
-    for preset in ("article", "tuned"):
-        process = run(
-            *TINY,
-            *("--preset", preset),
-            KERAS_BACKEND="torch",
-            TF_USE_LEGACY_KERAS="1",
-        )
-        assert process.stderr == ""
-        assert "Model kept" in process.stdout
+    arguments = [*TINY, "--preset", "tuned"]
+    process = run(*arguments, KERAS_BACKEND="torch", TF_USE_LEGACY_KERAS="1")
+    assert process.stderr == ""
+    assert "Model kept" in process.stdout
 
 
 @pytest.fixture
