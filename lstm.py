@@ -764,7 +764,7 @@ def drop_words(tokens, share, random):
 
 
 class EpochLine(keras.callbacks.Callback):
-    """Print a line for each epoch if asked to, and stop after a batch if interrupted."""
+    """Print a line for each epoch if asked to; stop after a batch if interrupted."""
 
     def __init__(self, epochs, printed):
         super().__init__()
