@@ -448,7 +448,7 @@ def pad(reviews, vocabulary, config):
     tokens = ranks + FIRST_WORD
     tokens[ranks > len(vocabulary)] = OUT_OF_VOCABULARY
 
-    lengths = np.bincount(rows, minlength=len(reviews))
+    lengths = words_per_review(rows, len(reviews))
     short = lengths < length  # with room for the start token
     first = short.astype(int) if config.masked else length - lengths
     column = np.arange(length)
@@ -654,6 +654,11 @@ def flatten(reviews):
     return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
 
 
+def words_per_review(rows, reviews):
+    """Count each row; they ascend, which needs less memory than `np.bincount`."""
+    return np.diff(np.searchsorted(rows, np.arange(reviews + 1, dtype=rows.dtype)))
+
+
 def telling_pairs(reviews, labels, words, count):
     """Choose the `count` pairs of neighbouring words that say most about the label.
 
@@ -710,7 +715,7 @@ def shorten(ranks, rows, most, rarest):
 
     If `rarest`, leave out its most common words in place of that: they say least.
     """
-    lengths = np.bincount(rows)
+    lengths = words_per_review(rows, rows[-1] + 1 if len(rows) else 0)
     ends = np.cumsum(lengths)
     kept = np.ones(len(ranks), bool)
     for row in np.flatnonzero(lengths > most):
