@@ -731,31 +731,32 @@ def shorten(ranks, rows, most, rarest):
 def batches_by_length(x, y, config, training):
     """Batches of reviews of like length, each cut to its longest, as a tf.data.Dataset.
 
-    The reviews of a hundred batches at a time are sorted by length. In training they
-    come in another order each epoch, and lose `word_dropout` of their words, so that
-    the model learns to rely on none alone.
+    A hundred batches of reviews at a time are sorted by length. In training they come
+    in another order each epoch, and lose `word_dropout` of their words, so that the
+    model learns to rely on none alone.
     """
     size = config.batch_size if training else TEST_BATCH
     random = np.random.default_rng(config.seed)
 
-    def one_epoch():
+    def sorted_pools():
         order = random.permutation(len(x)) if training else np.arange(len(x))
-        for pool in np.split(order, range(100 * size, len(x), 100 * size)):
-            tokens, labels = x[pool], y[pool]
+        for rows in np.split(order, range(100 * size, len(x), 100 * size)):
+            tokens = x[rows]
             if training and config.word_dropout:
                 tokens = drop_words(tokens, config.word_dropout, random)
-            lengths = (tokens != PADDING).sum(1)
-            by_length = np.argsort(lengths, kind="stable")
-            batches = np.split(by_length, range(size, len(pool), size))
-            if training:
-                random.shuffle(batches)
-            for rows in batches:
-                yield tokens[rows, : lengths[rows].max()], labels[rows]
+            by_length = np.argsort((tokens != PADDING).sum(1), kind="stable")
+            yield tokens[by_length], y[rows][by_length]
 
-    signature = (tf.TensorSpec((None, None), "int32"), tf.TensorSpec((None,), "int64"))
-    data = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
+    def cut(tokens, labels):
+        return tokens[:, : tf.math.count_nonzero(tokens[-1])], labels  # the longest
+
+    shapes = tf.TensorSpec((None, x.shape[1]), "int32"), tf.TensorSpec((None,), "int64")
+    data = tf.data.Dataset.from_generator(sorted_pools, output_signature=shapes)
+    data = data.rebatch(size)
+    if training:
+        data = data.shuffle(100, config.seed)
     count = tf.data.experimental.assert_cardinality(-(-len(x) // size))
-    return data.apply(count).prefetch(50)
+    return data.map(cut).apply(count).prefetch(tf.data.AUTOTUNE)
 
 
 def drop_words(tokens, share, random):
@@ -764,7 +765,7 @@ def drop_words(tokens, share, random):
     kept[:, 0] = True  # no review is left empty
     shortened = np.zeros_like(tokens)
     places = np.arange(tokens.shape[1]) < kept.sum(1)[:, None]
-    shortened[places] = tokens[kept]
+    shortened[places] = tokens.ravel()[np.flatnonzero(kept)]
     return shortened
 
 
