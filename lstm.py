@@ -914,8 +914,9 @@ def forward(weights, inputs, mask, steps, wide, keep):
     The cell is Hochreiter and Schmidhuber's with a forget gate (Gers 2000). weights is
     (4 * units, features + units + 1), the kernels and the bias side by side. mask is
     boolean (time, batch) or None; where it is off, the state stays as it was.
-    Returns the last state and, if `wide`, the sum and the maximum of the unmasked
-    states over time, each (units, batch); and, if `keep`, what `backward` needs.
+    Returns the last state and, if `wide`, the mean and the maximum of the unmasked
+    states over time below it, (units or 3 * units, batch); and, if `keep`, what
+    `backward` needs.
     """
     units = weights.shape[0] // 4
     # sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
@@ -954,19 +955,25 @@ def forward(weights, inputs, mask, steps, wide, keep):
         lambda t, *_: t < steps, body, (0, zeros, zeros, kept)
     )
     kept = [array.stack() for array in kept]
-    pooled = []
+    states = [h]
     if wide:
         real = tf.range(tf.shape(inputs)[1])[:, None, None] < steps
         real = real if mask is None else mask[:, None]
-        pooled = [
-            tf.reduce_sum(tf.where(real, kept[0], 0), 0),
-            tf.reduce_max(tf.where(real, kept[0], -1), 0),  # no state is below -1
-        ]
-    return [h, *pooled], kept * keep
+        total = tf.reduce_sum(tf.where(real, kept[0], 0), 0)
+        states.append(tf.math.divide_no_nan(total, real_steps(mask, steps)))
+        highest = tf.reduce_max(tf.where(real, kept[0], -1), 0)  # no state is below -1
+        states.append(highest)
+    return tf.concat(states, 0), kept * keep
+
+
+def real_steps(mask, steps):
+    """How many time steps count: for each review if there is a mask."""
+    counts = steps if mask is None else tf.math.count_nonzero(mask, 0)
+    return tf.cast(counts, tf.float32)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def backward(weights, inputs, kept, mask, steps, states, d_states):
+def backward(weights, inputs, mask, steps, states, kept, d_states):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
     states and kept are what `forward` returned; d_x stands for the derivative of the
@@ -978,9 +985,12 @@ def backward(weights, inputs, kept, mask, steps, states, d_states):
     units = weights.shape[0] // 4
     features = weights.shape[1] - units - 1
     back = tf.transpose(weights[:, :-1])  # the bias has nothing before it
-    wide = len(states) > 1
+    wide = states.shape[0] > units
+    d_h = d_states
     if wide:
-        d_hs = d_states[1] + tf.where(hs == states[2], d_states[2], 0)
+        d_h, d_mean, d_highest = tf.split(d_states, 3)
+        d_hs = tf.math.divide_no_nan(d_mean, real_steps(mask, steps))
+        d_hs += tf.where(hs == states[2 * units :], d_highest, 0)
         if mask is not None:
             d_hs = tf.where(mask[:, None], d_hs, 0)
     skipped = None if mask is None else tf.where(mask, 0.0, 1.0)
@@ -1010,8 +1020,7 @@ def backward(weights, inputs, kept, mask, steps, states, d_states):
     d_inputs = tf.TensorArray(
         tf.float32, tf.shape(hs)[0], element_shape=(None, features)
     )
-    d_h, d_c = d_states[0], tf.zeros_like(d_states[0])
-    state = (steps - 1, d_h, d_c, tf.zeros_like(weights), d_inputs)
+    state = (steps - 1, d_h, tf.zeros_like(d_h), tf.zeros_like(weights), d_inputs)
     *_, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, body, state)
     return d_weights, tf.transpose(d_inputs.stack(), (1, 0, 2))
 
@@ -1064,52 +1073,47 @@ class FastLSTM(keras.layers.LSTM):
         if training and self.dropout:  # of the same features at every time step
             sequences *= cell.get_dropout_mask(sequences[:, 0])[:, None]
             cell.reset_dropout_mask()
-        batch, steps = tf.unstack(tf.shape(sequences)[:2])
-        longest, counts = self.longest or steps, tf.cast(steps, tf.float32)
-        wide = self.readout == "all"
-
-        def run(inputs, mask):
-            # XLA compiles once per shape, so all are filled up to the longest review
-            # and a multiple of `rows` of them, and the result is cut again.
-            rows = tf.shape(inputs)[0]
-            extra = ((0, -rows % self.rows), (0, longest - steps))
-            inputs = tf.pad(inputs, (*extra, (0, 0)))
-            if mask is not None:
-                mask = tf.transpose(tf.pad(mask, extra))
-
-            @tf.custom_gradient
-            def differentiable(weights, inputs):
-                states, kept = forward(weights, inputs, mask, steps, wide, True)
-
-                def gradient(*d_states):
-                    return backward(
-                        weights, inputs, kept, mask, steps, states, d_states
-                    )
-
-                return states, gradient
-
-            if training:
-                states = differentiable(weights, inputs)
-            else:
-                states = forward(weights, inputs, mask, steps, wide, False)[0]
-            return [tf.transpose(x)[:rows] for x in states]
-
-        # Two halves of the batch keep two cores busy.
-        sizes = [batch - batch // 2, batch // 2]
-        masks = [None, None]
-        if mask is not None:
-            mask = tf.cast(mask, tf.bool)
-            counts = tf.reduce_sum(tf.cast(mask, tf.float32), 1, keepdims=True)
-            if self.go_backwards:
-                mask = tf.reverse(mask, [1])
-            masks = tf.split(mask, sizes)
         if self.go_backwards:
             sequences = tf.reverse(sequences, [1])
-        halves = [run(*half) for half in zip(tf.split(sequences, sizes), masks)]
-        states = [tf.concat(half, 0) for half in zip(*halves)]
-        if wide:
-            states[1] /= counts
-        return tf.concat(states, 1)
+            mask = None if mask is None else tf.reverse(mask, [1])
+        # XLA compiles once per shape, so all are filled up to the longest review and to
+        # two times a multiple of `rows` reviews, and the result is cut again.
+        batch, steps = tf.unstack(tf.shape(sequences)[:2])
+        extra = (0, -batch % (2 * self.rows)), (0, (self.longest or steps) - steps)
+        sequences, masks = tf.pad(sequences, (*extra, (0, 0))), (None, None)
+        if mask is not None:
+            mask = tf.transpose(tf.pad(tf.cast(mask, tf.bool), extra))
+            masks = tf.split(mask, 2, 1)
+        wide = self.readout == "all"
+
+        @tf.custom_gradient
+        def run(weights, sequences):  # the two halves keep two cores busy
+            weights = tf.stop_gradient(weights)
+            inputs = tf.split(tf.stop_gradient(sequences), 2)
+
+            def halves(keep):
+                return [
+                    forward(weights, x, real, steps, wide, keep)
+                    for x, real in zip(inputs, masks)
+                ]
+
+            done = halves(keep=bool(training))
+
+            def gradient(d_states):
+                kept = done if training else halves(keep=True)
+                d_weights, d_inputs = zip(
+                    *(
+                        backward(weights, x, real, steps, *half, d)
+                        for x, real, half, d in zip(
+                            inputs, masks, kept, tf.split(d_states, 2, 1)
+                        )
+                    )
+                )
+                return tf.add_n(d_weights), tf.concat(d_inputs, 0)
+
+            return tf.concat([states for states, _ in done], 1), gradient
+
+        return tf.transpose(run(weights, sequences))[:batch]
 
 
 def read_out(states, mask):
@@ -1120,7 +1124,9 @@ def read_out(states, mask):
     steps = tf.range(tf.shape(states)[1])
     last = tf.reduce_max(tf.where(mask, steps, 0), 1)
     real = tf.cast(mask, states.dtype)[..., None]
-    mean = tf.reduce_sum(states * real, 1) / tf.reduce_sum(real, 1)
+    mean = tf.math.divide_no_nan(
+        tf.reduce_sum(states * real, 1), tf.reduce_sum(real, 1)
+    )
     highest = tf.reduce_max(tf.where(mask[..., None], states, -1), 1)
     return tf.concat([tf.gather(states, last, batch_dims=1), mean, highest], 1)
 

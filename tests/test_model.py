@@ -60,10 +60,9 @@ def test_rarest_words_are_kept():
     ]
 
 
-def outputs_and_gradients(layer, x, mask, training=True):
+def outputs_and_gradients(layer, x, mask, training=True, graph=True):
     """Output and gradients of a loss that weighs every output differently."""
 
-    @tf.function
     def run(x, mask):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -73,6 +72,7 @@ def outputs_and_gradients(layer, x, mask, training=True):
         variables = [variable.value for variable in layer.trainable_variables]
         return [y, *tape.gradient(loss, [x, *variables])]
 
+    run = tf.function(run) if graph else run
     return run(tf.constant(x), None if mask is None else tf.constant(mask))
 
 
@@ -88,9 +88,10 @@ def pair(units, features, **options):
     return layers
 
 
-def assert_same(fast, plain, x, mask):
+def assert_same(fast, plain, x, mask, **how):
     for ours, keras_own in zip(
-        outputs_and_gradients(fast, x, mask), outputs_and_gradients(plain, x, mask)
+        outputs_and_gradients(fast, x, mask, **how),
+        outputs_and_gradients(plain, x, mask, **how),
     ):
         scale = np.abs(keras_own).max()
         np.testing.assert_allclose(ours, keras_own, rtol=0, atol=1e-5 * scale)
@@ -144,6 +145,16 @@ def test_fast_lstm_drops_the_numbers_that_keras_drops():
     assert fast.applies(None)
     assert_same(fast, plain, x, None)
     np.testing.assert_array_equal(fast(x), fast(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_fast_lstm_in_a_loop_of_ones_own(training, graph):
+    fast, plain = pair(4, 3)
+    x = np.random.default_rng(0).normal(size=(5, 9, 3)).astype("float32")
+    mask = np.arange(9) < np.array([[9], [4], [1], [7], [2]])
+    assert fast.applies(None)
+    assert_same(fast, plain, x, mask, training=training, graph=graph)
 
 
 def test_fast_lstm_backwards():
