@@ -522,6 +522,10 @@ def compile_model(model, training_reviews, config):
         metrics=list(config.additional_metrics),
         steps_per_execution=8,  # return to Python only every so many batches
     )
+    # Made here, their variables do not have Keras trace the training step twice.
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, tf.zeros(1), tf.zeros((1, 1)))
+    model.reset_metrics()
 
 
 def train(model, x_train, y_train, config):
