@@ -437,18 +437,14 @@ def pad(reviews, vocabulary, config):
     included, or its most common words if `rarest`.
     """
     length = config.max_sequence_length
-    ranks, rows = flatten(reviews)
-    ranks, rows = add_pairs(ranks, rows, vocabulary)
+    ranks, rows = add_pairs(*flatten(reviews), vocabulary)
     if config.rarest:
         known = ranks <= len(vocabulary)
         ranks, rows = ranks[known], rows[known]
-        ranks, rows = shorten(ranks, rows, length - 1, rarest=True)
-    else:
-        ranks, rows = shorten(ranks, rows, length, rarest=False)
-    tokens = ranks + FIRST_WORD
-    tokens[ranks > len(vocabulary)] = OUT_OF_VOCABULARY
+    ranks, rows = shorten(ranks, rows, length - config.rarest, config.rarest)
+    tokens = np.where(ranks > len(vocabulary), OUT_OF_VOCABULARY, ranks + FIRST_WORD)
 
-    lengths = words_per_review(rows, len(reviews))
+    lengths = np.bincount(rows, minlength=len(reviews))
     short = lengths < length  # with room for the start token
     first = short.astype(int) if config.masked else length - lengths
     column = np.arange(length)
@@ -658,11 +654,6 @@ def flatten(reviews):
     return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
 
 
-def words_per_review(rows, reviews):
-    """Count each row; they ascend, which needs less memory than `np.bincount`."""
-    return np.diff(np.searchsorted(rows, np.arange(reviews + 1, dtype=rows.dtype)))
-
-
 def telling_pairs(reviews, labels, words, count):
     """Choose the `count` pairs of neighbouring words that say most about the label.
 
@@ -719,16 +710,15 @@ def shorten(ranks, rows, most, rarest):
 
     If `rarest`, leave out its most common words in place of that: they say least.
     """
-    lengths = words_per_review(rows, rows[-1] + 1 if len(rows) else 0)
+    lengths = np.bincount(rows)
     ends = np.cumsum(lengths)
     kept = np.ones(len(ranks), bool)
     for row in np.flatnonzero(lengths > most):
         review = slice(ends[row] - lengths[row], ends[row])
+        left_out = slice(lengths[row] - most)
         if rarest:
-            rarest_first = np.argsort(-ranks[review], kind="stable")
-            kept[review][rarest_first[most:]] = False
-        else:
-            kept[review][: lengths[row] - most] = False
+            left_out = np.argsort(ranks[review], kind="stable")[left_out]
+        kept[review][left_out] = False
     return ranks[kept], rows[kept]
 
 
