@@ -1224,9 +1224,14 @@ def load(path):
 def predict(texts, model):
     """Judge texts.
 
-    Args: texts, a sequence of str; model, as `main` returns it or `load` reads it.
+    Args: texts, any number of str; model, as `main` returns it or `load` reads it.
     Returns a float32 array of shape (texts,): the probability that each is positive.
     """
+    return np.array([probability for _, probability in judged(texts, model)], "float32")
+
+
+def judged(texts, model):
+    """Yield each text and its probability, a thousand at a time to spare memory."""
     if isinstance(model, keras.Sequential):
         model = for_words(model)
     vocabulary = model.get_layer("lookup").get_vocabulary()[FIRST_WORD + 1 :]
@@ -1237,27 +1242,22 @@ def predict(texts, model):
         rarest="rarest" in model.name,
     )
     words = tf.constant(["", "[START]", "[UNK]", "[UNUSED]", *vocabulary])  # by token
-    judged = [np.zeros(0, np.float32)]
-    for start in range(0, len(texts), 1024):
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, TEST_BATCH)):
         reviews = [
-            [rank.get(word, UNKNOWN_RANK) for word in words_of(text)]
-            for text in texts[start : start + 1024]
+            [rank.get(word, UNKNOWN_RANK) for word in words_of(text)] for text in batch
         ]
         tokens = pad(reviews, vocabulary, config)
-        judged.append(model.predict_on_batch(tf.gather(words, tokens))[:, 0])
-    return np.concatenate(judged)
+        yield from zip(batch, model.predict_on_batch(tf.gather(words, tokens))[:, 0])
 
 
 def print_predictions(texts, model):
     """Print a line for each text: the text shortened, its label, its probability."""
-    texts = iter(texts)
-    while batch := list(itertools.islice(texts, 1024)):
-        for text, probability in zip(batch, predict(batch, model)):
-            text = "".join(c if c.isprintable() else " " for c in text[:200]).strip()
-            short = text if len(text) <= 50 else text[:47] + "..."
-            label = "positive" if probability > 0.5 else "negative"
-            print(f"{short} - {label} - {probability:.4f}")
-        print(end="", flush=True)
+    for text, probability in judged(texts, model):
+        text = "".join(c if c.isprintable() else " " for c in text[:200]).strip()
+        short = text if len(text) <= 50 else text[:47] + "..."
+        label = "positive" if probability > 0.5 else "negative"
+        print(f"{short} - {label} - {probability:.4f}")
 
 
 def draw(history, test_results, path):
