@@ -360,7 +360,7 @@ with told_in_one_line(), quiet_start():
 # A review is a list of ranks: 1 is the most frequent word of the training reviews, 2
 # the next. As token ids they are moved up by three, to make room for the special ones.
 PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
-UNKNOWN_RANK = 2**30  # of a word that the training reviews do not have
+UNKNOWN_RANK = 2**30  # of a word that the model does not know
 IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 IMDB_HASH = {  # SHA-256 and MD5, as Keras has them
     "imdb.npz": "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f",
@@ -654,57 +654,6 @@ def flatten(reviews):
     return ranks, np.repeat(np.arange(len(reviews), dtype=np.int32), lengths)
 
 
-def telling_pairs(reviews, labels, words, count):
-    """Choose the `count` pairs of neighbouring words that say most about the label.
-
-    A pair says the more, the further the share of positive reviews around it is from
-    the share among all, in standard deviations.
-    Args: reviews, lists of word ranks; labels, an int array; words, by rank.
-    Returns a list of str such as "not good".
-    """
-    if not count:
-        return []
-    ranks, rows = flatten(reviews)
-    pairs = neighbours(ranks, rows, len(words))
-    known = pairs > 0
-    pairs, of_pair, seen = np.unique(
-        pairs[known], return_inverse=True, return_counts=True
-    )
-    positive = np.bincount(of_pair, labels[rows[1:][known]])
-    surprise = np.abs(positive - seen * labels.mean()) / np.sqrt(seen + 1)
-    best = np.sort(np.argsort(-surprise, kind="stable")[:count])
-    return [
-        f"{words[pair // 2**32 - 1]} {words[pair % 2**32 - 1]}"
-        for pair in pairs[best].tolist()
-    ]
-
-
-def neighbours(ranks, rows, words):
-    """One number for each two words side by side, as int64.
-
-    It is 0 if they are of two reviews or one of them ranks after the first `words`.
-    """
-    here, ahead = ranks[:-1], ranks[1:]
-    real = (rows[:-1] == rows[1:]) & (here <= words) & (ahead <= words)
-    return np.where(real, here.astype(np.int64) * 2**32 + ahead, 0)
-
-
-def add_pairs(ranks, rows, vocabulary):
-    """Put each pair of the vocabulary behind its second word, as one more word."""
-    pairs = [entry.split(" ") for entry in vocabulary if " " in entry]
-    if not pairs:
-        return ranks, rows
-    words = len(vocabulary) - len(pairs)  # which come first
-    rank = {word: rank for rank, word in enumerate(vocabulary, 1)}
-    known = np.array([rank[a] * 2**32 + rank[b] for a, b in pairs])  # they ascend
-    found = neighbours(ranks, rows, words)
-    ranks = np.where(ranks > words, UNKNOWN_RANK, ranks)  # their places are taken
-    at = np.minimum(np.searchsorted(known, found), len(known) - 1)
-    here = np.flatnonzero(known[at] == found)
-    ranks = np.insert(ranks, here + 2, words + 1 + at[here])
-    return ranks, np.insert(rows, here + 2, rows[here])
-
-
 def shorten(ranks, rows, most, rarest):
     """Leave out the beginning of each review of over `most` words.
 
@@ -882,6 +831,61 @@ def read_array(archive, name):
         if dtype == object:
             return ListsOnly(file).load()
         return np.frombuffer(file.read(), dtype).reshape(shape)
+
+
+# %% Pairs of words
+# What it does: "good" speaks for a film and "not good" against it, so the pairs of
+# neighbouring words that tell most about the label become tokens of their own.
+# What it buys: 2 points of accuracy, in the large preset.
+def telling_pairs(reviews, labels, words, count):
+    """Choose the `count` pairs of neighbouring words that say most about the label.
+
+    A pair says the more, the further the share of positive reviews around it is from
+    the share among all, in standard deviations.
+    Args: reviews, lists of word ranks; labels, an int array; words, by rank.
+    Returns a list of str such as "not good".
+    """
+    if not count:
+        return []
+    ranks, rows = flatten(reviews)
+    pairs = neighbours(ranks, rows, len(words))
+    known = pairs > 0
+    pairs, of_pair, seen = np.unique(
+        pairs[known], return_inverse=True, return_counts=True
+    )
+    positive = np.bincount(of_pair, labels[rows[1:][known]])
+    surprise = np.abs(positive - seen * labels.mean()) / np.sqrt(seen + 1)
+    best = np.sort(np.argsort(-surprise, kind="stable")[:count])
+    return [
+        f"{words[pair // 2**32 - 1]} {words[pair % 2**32 - 1]}"
+        for pair in pairs[best].tolist()
+    ]
+
+
+def neighbours(ranks, rows, words):
+    """One number for each two words side by side, as int64.
+
+    It is 0 if they are of two reviews or one of them ranks after the first `words`.
+    """
+    here, ahead = ranks[:-1], ranks[1:]
+    real = (rows[:-1] == rows[1:]) & (here <= words) & (ahead <= words)
+    return np.where(real, here.astype(np.int64) * 2**32 + ahead, 0)
+
+
+def add_pairs(ranks, rows, vocabulary):
+    """Put each pair of the vocabulary behind its second word, as one more word."""
+    pairs = [entry.split(" ") for entry in vocabulary if " " in entry]
+    if not pairs:
+        return ranks, rows
+    words = len(vocabulary) - len(pairs)  # which come first
+    rank = {word: rank for rank, word in enumerate(vocabulary, 1)}
+    known = np.array([rank[a] * 2**32 + rank[b] for a, b in pairs])  # they ascend
+    found = neighbours(ranks, rows, words)
+    ranks = np.where(ranks > words, UNKNOWN_RANK, ranks)  # their places are taken
+    at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+    here = np.flatnonzero(known[at] == found)
+    ranks = np.insert(ranks, here + 2, words + 1 + at[here])
+    return ranks, np.insert(rows, here + 2, rows[here])
 
 
 # %% The fast LSTM
