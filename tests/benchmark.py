@@ -156,9 +156,11 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "learning_rate": ["--learning-rate", "0.001"],
         "cosine_decay": ["--no-cosine-decay"],
         "embedding_output_dims": ["--embedding-output-dims", "15"],
-        "masked, rarest, word_dropout": [
+        "masked, rarest, max_sequence_length, word_dropout": [
             "--no-masked",
             "--no-rarest",
+            "--max-sequence-length",
+            "300",
             "--word-dropout",
             "0",
         ],
