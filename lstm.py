@@ -1084,34 +1084,30 @@ class FastLSTM(keras.layers.LSTM):
             masks = tf.split(mask, 2, 1)
         wide = self.readout == "all"
 
-        @tf.custom_gradient
-        def run(weights, sequences):  # the two halves keep two cores busy
-            weights = tf.stop_gradient(weights)
-            inputs = tf.split(tf.stop_gradient(sequences), 2)
-
-            def halves(keep):
-                return [
-                    forward(weights, x, real, steps, wide, keep)
-                    for x, real in zip(inputs, masks)
-                ]
-
-            done = halves(keep=bool(training))
-
-            def gradient(d_states):
-                kept = done if training else halves(keep=True)
-                d_weights, d_inputs = zip(
-                    *(
-                        backward(weights, x, real, steps, *half, d)
-                        for x, real, half, d in zip(
-                            inputs, masks, kept, tf.split(d_states, 2, 1)
-                        )
-                    )
+        def run(inputs, mask):
+            @tf.custom_gradient
+            def differentiable(weights, inputs):
+                # Without these, a gradient tape would record the loop itself as well.
+                weights, inputs = map(tf.stop_gradient, (weights, inputs))
+                states, kept = forward(
+                    weights, inputs, mask, steps, wide, bool(training)
                 )
-                return tf.add_n(d_weights), tf.concat(d_inputs, 0)
 
-            return tf.concat([states for states, _ in done], 1), gradient
+                def gradient(d_states):
+                    slopes = (
+                        kept or forward(weights, inputs, mask, steps, wide, True)[1]
+                    )
+                    return backward(
+                        weights, inputs, mask, steps, states, slopes, d_states
+                    )
 
-        return tf.transpose(run(weights, sequences))[:batch]
+                return states, gradient
+
+            return differentiable(weights, inputs)
+
+        # Two halves of the batch keep two cores busy.
+        halves = [run(*half) for half in zip(tf.split(sequences, 2), masks)]
+        return tf.transpose(tf.concat(halves, 1))[:batch]
 
 
 def read_out(states, mask):
