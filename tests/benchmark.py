@@ -169,7 +169,6 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "nothing": [],
         "num_word_pairs": ["--num-word-pairs", "0"],
         "num_distinct_words": ["--num-distinct-words", "5000"],
-        "max_sequence_length": ["--max-sequence-length", "150"],
     },
 }
 
