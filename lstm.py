@@ -534,12 +534,11 @@ def train(model, x_train, y_train, config):
     on_terminal = sys.stdout and sys.stdout.isatty()  # None if it was closed
     verbose = config.verbosity_mode
     lines = verbose == 2 or (verbose == 1 and not (IN_NOTEBOOK or on_terminal))
-    data = as_input(x_train, y_train, config, training=True)
-    if len(x_valid):
-        valid = as_input(x_valid, y_valid, config, training=False)
-        data["validation_data"] = valid["x"]
+    valid = as_input(x_valid, y_valid, config, training=False)
     return model.fit(
-        **data,
+        as_input(x_train, y_train, config, training=True),
+        validation_data=valid if len(x_valid) else None,
+        shuffle=False,  # as_input has
         epochs=config.number_of_epochs,
         verbose=0 if lines else verbose,
         callbacks=[EpochLine(config.number_of_epochs, lines)],
@@ -557,12 +556,20 @@ def split_at(reviews, config):
 
 
 def as_input(x, y, config, training):
-    """The arguments that hand token ids and labels to `fit` and `evaluate`."""
+    """Batches of token ids and labels for `fit` and `evaluate`: a tf.data.Dataset."""
+    size = config.batch_size if training else TEST_BATCH
     if config.masked:
-        return {"x": batches_by_length(x, y, config, training), "shuffle": False}
-    if training:
-        return {"x": x, "y": y, "batch_size": config.batch_size}
-    return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(TEST_BATCH)}
+        data = batches_by_length(x, y, size, config, training)
+    elif training:
+        data = shuffled_batches(x, y, size)
+    else:
+        data = tf.data.Dataset.from_tensors((x, y)).rebatch(size)
+    count = tf.data.experimental.assert_cardinality(-(-len(x) // size))
+    options = tf.data.Options()
+    # The tuner that TensorFlow runs beside an input pipeline can miss the end of an
+    # epoch, which then waits for its next look: up to as long again as it took.
+    options.autotune.enabled = False
+    return data.apply(count).prefetch(8).with_options(options)
 
 
 TEST_BATCH = 1000  # without gradients there is memory for more reviews at once
@@ -571,7 +578,7 @@ TEST_BATCH = 1000  # without gradients there is memory for more reviews at once
 def evaluate(model, x_test, y_test, config):
     """Return a dict of the loss and the metrics on token ids and labels."""
     data = as_input(x_test, y_test, config, training=False)
-    return model.evaluate(data["x"], verbose=0, return_dict=True)
+    return model.evaluate(data, verbose=0, return_dict=True)
 
 
 def describe(test_results):
@@ -670,14 +677,27 @@ def shorten(ranks, rows, most, rarest):
     return ranks[kept], rows[kept]
 
 
-def batches_by_length(x, y, config, training):
-    """Batches of reviews of like length, each cut to its longest, as a tf.data.Dataset.
+def shuffled_batches(x, y, size):
+    """Batches of `size` reviews in the order in which `fit` would take them.
+
+    It depends on the seed and is the same in each epoch, as that of `fit` is.
+    """
+    tokens, labels = tf.constant(x), tf.constant(y)
+
+    def shuffled(_):
+        return tf.random.shuffle(tf.range(len(x), dtype=tf.int64))
+
+    rows = tf.data.Dataset.range(1).map(shuffled).rebatch(size)
+    return rows.map(lambda rows: (tf.gather(tokens, rows), tf.gather(labels, rows)))
+
+
+def batches_by_length(x, y, size, config, training):
+    """Batches of `size` reviews of like length, each cut to its longest.
 
     A hundred batches of reviews at a time are sorted by length. In training they come
     in another order each epoch, and lose `word_dropout` of their words, so that the
     model learns to rely on none alone.
     """
-    size = config.batch_size if training else TEST_BATCH
     random = np.random.default_rng(config.seed)
 
     def sorted_pools():
@@ -697,8 +717,7 @@ def batches_by_length(x, y, config, training):
     data = data.rebatch(size)
     if training:
         data = data.shuffle(100, config.seed)
-    count = tf.data.experimental.assert_cardinality(-(-len(x) // size))
-    return data.map(cut).apply(count).prefetch(tf.data.AUTOTUNE)
+    return data.map(cut)
 
 
 def drop_words(tokens, share, random):

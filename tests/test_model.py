@@ -232,13 +232,29 @@ def test_training_step_is_a_graph(monkeypatch):
     assert eager and not any(eager)
 
 
+def test_batches_come_in_the_order_of_fit():
+    x, y = np.arange(50, dtype="float32")[:, None], np.arange(50)
+    curves = []
+    for arrays in (True, False):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        if arrays:
+            history = model.fit(x, y, batch_size=8, epochs=3, verbose=0)
+        else:
+            data = lstm.as_input(x, y, lstm.Config(batch_size=8), True)
+            history = model.fit(data, shuffle=False, epochs=3, verbose=0)
+        curves.append(history.history["loss"])
+    assert curves[0] == curves[1]
+
+
 def test_batches_by_length_hold_every_review_once():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 100)
     x = np.where(np.arange(30) < lengths[:, None], rng.integers(4, 90, (100, 30)), 0)
     y = np.arange(100)
-    config = lstm.Config(batch_size=8)
-    batches = list(lstm.batches_by_length(x, y, config, True))
+    config = lstm.Config(masked=True, batch_size=8)
+    batches = list(lstm.as_input(x, y, config, True).as_numpy_iterator())
     assert sorted(np.concatenate([labels for _, labels in batches])) == list(y)
     for tokens, rows in batches:
         longest = lengths[rows].max()
@@ -249,13 +265,13 @@ def test_batches_by_length_hold_every_review_once():
 def test_word_dropout_leaves_words_out():
     x = np.tile(np.arange(1, 201, dtype="int32"), (50, 1))
     config = lstm.Config(masked=True, batch_size=50, word_dropout=0.3)
-    data = lstm.batches_by_length(x, np.zeros(50), config, True)
+    data = lstm.as_input(x, np.zeros(50), config, True)
     (first,), (second,) = (list(data.as_numpy_iterator()) for _ in range(2))
     for tokens in (*first[0], *second[0]):
         left = tokens[tokens > 0]
         assert 100 < len(left) < 180 and left[0] == 1 and (np.diff(left) > 0).all()
     assert first[0].shape != second[0].shape or (first[0] != second[0]).any()
-    ((whole, _),) = lstm.batches_by_length(x, np.zeros(50), config, False)
+    ((whole, _),) = lstm.as_input(x, np.zeros(50), config, False)
     np.testing.assert_array_equal(whole, x)
 
 
