@@ -918,17 +918,19 @@ def gate_rows(units, sigmoid, tanh):
     return tf.constant([[sigmoid]] * 2 * units + [[tanh]] * units + [[sigmoid]] * units)
 
 
-def stacked(inputs, h):
+def stacked(x, drop, h):
     """[x; h; 1], which the weights are multiplied with, one column per review."""
-    return tf.concat([tf.transpose(inputs), h, tf.ones_like(h[:1])], 0)
+    x = x if drop is None else x * drop
+    return tf.concat([tf.transpose(x), h, tf.ones_like(h[:1])], 0)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def forward(weights, inputs, mask, steps, wide, keep):
+def forward(weights, inputs, drop, mask, steps, wide, keep):
     """Run the LSTM over `steps` time steps of inputs (batch, time, features).
 
     The cell is Hochreiter and Schmidhuber's with a forget gate (Gers 2000). weights is
-    (4 * units, features + units + 1), the kernels and the bias side by side. mask is
+    (4 * units, features + units + 1), the kernels and the bias side by side. drop
+    (batch, features), which the inputs are multiplied with, may be None. mask is
     boolean (time, batch) or None; where it is off, the state stays as it was.
     Returns the last state and, if `wide`, the mean and the maximum of the unmasked
     states over time below it, (units or 3 * units, batch); and, if `keep`, what
@@ -938,8 +940,8 @@ def forward(weights, inputs, mask, steps, wide, keep):
     # sigmoid(z) is tanh(z / 2) / 2 + 1/2, so one tanh serves all four gates.
     scale, shift = gate_rows(units, 0.5, 1.0), gate_rows(units, 0.5, 0.0)
 
-    def body(t, h, c, kept):
-        column = stacked(inputs[:, t], h)
+    def body(t, h, c, total, highest, kept):
+        column = stacked(inputs[:, t], drop, h)
         gates = tf.tanh(tf.matmul(weights, column) * scale) * scale + shift
         i, f, candidate, o = tf.split(gates, 4)
         new_c = f * c + i * candidate
@@ -957,29 +959,30 @@ def forward(weights, inputs, mask, steps, wide, keep):
             new_h, new_c = tf.where(mask[t], new_h, h), tf.where(mask[t], new_c, c)
             slopes = [tf.where(mask[t], slope, 0) for slope in slopes]
             slopes[-1] = tf.where(mask[t], f, 1)
-        new = zip(kept, [new_h, *slopes])  # as many of them as are to be kept
-        kept = [array.write(t, x) for array, x in new]
-        return t + 1, new_h, new_c, kept
+        if wide:
+            total += new_h if mask is None else tf.where(mask[t], new_h, 0)
+            real = new_h if mask is None else tf.where(mask[t], new_h, -1)
+            highest = tf.maximum(highest, real)
+        if keep:
+            new = zip(kept, [new_h, *slopes])
+            kept = [array.write(t, x) for array, x in new]
+        return t + 1, new_h, new_c, total, highest, kept
 
     zeros = tf.zeros((units, tf.shape(inputs)[0]))
     shape = (units, None)
     kept = [
         tf.TensorArray(tf.float32, tf.shape(inputs)[1], element_shape=shape)
-        for _ in range(7 if keep else wide)
+        for _ in range(7 * keep)
     ]
-    _, h, _, kept = tf.while_loop(
-        lambda t, *_: t < steps, body, (0, zeros, zeros, kept)
+    _, h, _, total, highest, kept = tf.while_loop(
+        lambda t, *_: t < steps,
+        body,
+        (0, zeros, zeros, zeros, zeros - 1, kept),  # no state is below -1
     )
-    kept = [array.stack() for array in kept]
-    states = [h]
     if wide:
-        real = tf.range(tf.shape(inputs)[1])[:, None, None] < steps
-        real = real if mask is None else mask[:, None]
-        total = tf.reduce_sum(tf.where(real, kept[0], 0), 0)
-        states.append(tf.math.divide_no_nan(total, real_steps(mask, steps)))
-        highest = tf.reduce_max(tf.where(real, kept[0], -1), 0)  # no state is below -1
-        states.append(highest)
-    return tf.concat(states, 0), kept * keep
+        mean = tf.math.divide_no_nan(total, real_steps(mask, steps))
+        h = tf.concat([h, mean, highest], 0)
+    return h, [array.stack() for array in kept]
 
 
 def real_steps(mask, steps):
@@ -989,11 +992,11 @@ def real_steps(mask, steps):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def backward(weights, inputs, mask, steps, states, kept, d_states):
+def backward(weights, inputs, drop, mask, steps, states, kept, d_states):
     """Backpropagation through time: the gradients of the weights and the inputs.
 
     states and kept are what `forward` returned; d_x stands for the derivative of the
-    loss with respect to x.
+    loss with respect to x. d_inputs is (time, features, batch).
     """
     # XLA makes vector instructions of these sums and products only as long as each
     # array is read once in a step: hence the slopes, one array each.
@@ -1025,20 +1028,22 @@ def backward(weights, inputs, mask, steps, states, kept, d_states):
         )
         d_column = tf.matmul(back, d_gates)
         h = tf.where(t > 0, hs[t - 1], 0)
-        column = stacked(inputs[:, t], h)
+        column = stacked(inputs[:, t], drop, h)
         d_weights += tf.matmul(d_gates, column, transpose_b=True)
-        d_inputs = d_inputs.write(t, tf.transpose(d_column[:features]))
+        d_x = d_column[:features]
+        d_x = d_x if drop is None else d_x * tf.transpose(drop)
+        d_inputs = d_inputs.write(t, d_x)
         new_d_h = d_column[features:]
         if mask is not None:
             new_d_h += d_h * skipped[t]
         return t - 1, new_d_h, d_new_c * c_in_c[t], d_weights, d_inputs
 
     d_inputs = tf.TensorArray(
-        tf.float32, tf.shape(hs)[0], element_shape=(None, features)
+        tf.float32, tf.shape(hs)[0], element_shape=(features, None)
     )
     state = (steps - 1, d_h, tf.zeros_like(d_h), tf.zeros_like(weights), d_inputs)
     *_, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, body, state)
-    return d_weights, tf.transpose(d_inputs.stack(), (1, 0, 2))
+    return d_weights, d_inputs.stack()
 
 
 class FastLSTM(keras.layers.LSTM):
@@ -1086,46 +1091,49 @@ class FastLSTM(keras.layers.LSTM):
         weights = tf.transpose(
             tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
         )
-        if training and self.dropout:  # of the same features at every time step
-            sequences *= cell.get_dropout_mask(sequences[:, 0])[:, None]
-            cell.reset_dropout_mask()
         if self.go_backwards:
             sequences = tf.reverse(sequences, [1])
             mask = None if mask is None else tf.reverse(mask, [1])
         # XLA compiles once per shape, so all are filled up to the longest review and to
         # two times a multiple of `rows` reviews, and the result is cut again.
         batch, steps = tf.unstack(tf.shape(sequences)[:2])
-        extra = (0, -batch % (2 * self.rows)), (0, (self.longest or steps) - steps)
-        sequences, masks = tf.pad(sequences, (*extra, (0, 0))), (None, None)
+        more_reviews = 0, -batch % (2 * self.rows)
+        more_steps = 0, (self.longest or steps) - steps
+        # Two halves of the batch keep two cores busy.
+        drops = masks = (None, None)
+        if training and self.dropout:  # of the same features at every time step
+            drop = cell.get_dropout_mask(sequences[:, 0])
+            drops = tf.split(tf.pad(drop, (more_reviews, (0, 0))), 2)
+            cell.reset_dropout_mask()
         if mask is not None:
-            mask = tf.transpose(tf.pad(tf.cast(mask, tf.bool), extra))
-            masks = tf.split(mask, 2, 1)
+            mask = tf.pad(tf.cast(mask, tf.bool), (more_reviews, more_steps))
+            masks = tf.split(tf.transpose(mask), 2, 1)
         wide = self.readout == "all"
 
-        def run(inputs, mask):
-            @tf.custom_gradient
-            def differentiable(weights, inputs):
-                # Without these, a gradient tape would record the loop itself as well.
-                weights, inputs = map(tf.stop_gradient, (weights, inputs))
-                states, kept = forward(
-                    weights, inputs, mask, steps, wide, bool(training)
-                )
+        @tf.custom_gradient
+        def run(weights, sequences):
+            # Without these, a gradient tape would record the loops themselves as well.
+            weights, sequences = map(tf.stop_gradient, (weights, sequences))
+            inputs = tf.pad(sequences, (more_reviews, more_steps, (0, 0)))
+            halves = list(zip(tf.split(inputs, 2), drops, masks))
+            results = [
+                forward(weights, *half, steps, wide, bool(training)) for half in halves
+            ]
 
-                def gradient(d_states):
-                    slopes = (
-                        kept or forward(weights, inputs, mask, steps, wide, True)[1]
-                    )
-                    return backward(
-                        weights, inputs, mask, steps, states, slopes, d_states
-                    )
+            def gradient(d_states):
+                d_weights, d_inputs = 0.0, []
+                d_states = tf.split(d_states, 2, 1)
+                for half, (states, kept), d_half in zip(halves, results, d_states):
+                    kept = kept or forward(weights, *half, steps, wide, True)[1]
+                    d_w, d_x = backward(weights, *half, steps, states, kept, d_half)
+                    d_weights += d_w
+                    d_inputs.append(d_x[:steps])
+                d_inputs = tf.transpose(tf.concat(d_inputs, 2), (2, 0, 1))
+                return d_weights, d_inputs[:batch]
 
-                return states, gradient
+            return tf.concat([states for states, _ in results], 1), gradient
 
-            return differentiable(weights, inputs)
-
-        # Two halves of the batch keep two cores busy.
-        halves = [run(*half) for half in zip(tf.split(sequences, 2), masks)]
-        return tf.transpose(tf.concat(halves, 1))[:batch]
+        return tf.transpose(run(weights, sequences))[:batch]
 
 
 def read_out(states, mask):
