@@ -491,15 +491,7 @@ def build_model(config):
 
 # %% Training and evaluation
 def compile_model(model, training_reviews, config):
-    """Give the model its optimizer, loss and metrics.
-
-    Raises UserError for a name that Keras does not know.
-    """
-    with refusals_named(config, "loss_function"):
-        keras.losses.get(config.loss_function)
-    with refusals_named(config, "additional_metrics"):
-        for metric in config.additional_metrics:
-            keras.metrics.get(metric)
+    """Give the model its optimizer, loss and metrics."""
     optimizer = config.optimizer
     if isinstance(optimizer, str):
         rate = config.learning_rate
@@ -509,8 +501,7 @@ def compile_model(model, training_reviews, config):
                 rate, batches * config.number_of_epochs
             )
         settings = {"class_name": optimizer, "config": {"learning_rate": rate}}
-        with refusals_named(config, "optimizer"):
-            optimizer = keras.optimizers.get(settings)
+        optimizer = keras.optimizers.get(settings)
     model.compile(
         optimizer=optimizer,
         loss=config.loss_function,
@@ -605,7 +596,8 @@ def main(config):
             "Config before TensorFlow is imported"
         )
     keras.utils.set_random_seed(config.seed)
-    check_paths(config)  # first, to fail at once and not at the end
+    check_names(config)  # first, to fail at once and not at the end
+    check_paths(config)
     model = build_model(config)
 
     start = time.perf_counter()
@@ -802,6 +794,17 @@ def refusals_named(config, name):
             f"{name}: Keras does not take {getattr(config, name)!r} "
             f"({one_line(error)[:150]})"
         ) from None
+
+
+def check_names(config):
+    """Refuse what Keras does not know by this name; raises UserError."""
+    with refusals_named(config, "loss_function"):
+        keras.losses.get(config.loss_function)
+    with refusals_named(config, "optimizer"):
+        keras.optimizers.get(config.optimizer)
+    with refusals_named(config, "additional_metrics"):
+        for metric in config.additional_metrics:
+            keras.metrics.get(metric)
 
 
 def check_paths(config):

@@ -286,11 +286,11 @@ def test_word_dropout_leaves_words_out():
         {"optimizer": "adamm"},
     ],
 )
-def test_what_keras_refuses_names_the_field(given):
+def test_what_keras_refuses_names_the_field_before_loading(given, monkeypatch):
     (name,) = given
+    monkeypatch.setattr(lstm, "load_data", None)
     with pytest.raises(lstm.UserError, match=rf"\A{name}: .*\Z"):
-        config = lstm.Config(**given)
-        lstm.compile_model(lstm.build_model(config), 1, config)
+        lstm.main(lstm.Config(**given))
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file"])
