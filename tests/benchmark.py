@@ -169,6 +169,14 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "nothing": [],
         "num_word_pairs": ["--num-word-pairs", "0"],
         "num_distinct_words": ["--num-distinct-words", "5000"],
+        "max_sequence_length, learning_rate, dropout": [
+            "--max-sequence-length",
+            "250",
+            "--learning-rate",
+            "0.004",
+            "--dropout",
+            "0.5",
+        ],
     },
 }
 
