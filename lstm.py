@@ -117,7 +117,6 @@ PRESETS = {
         "max_sequence_length": 250,  # 0.1 points, and fewer time steps than 300
         "readout": "all",  # 0.6 points
         "word_dropout": 0.5,  # 0.4 points, and half the time steps
-        "dropout": 0.5,  # 0.3 points
         "learning_rate": 0.004,  # 0.8 points
         "cosine_decay": True,  # 0.9 points
         "embedding_output_dims": 32,  # 0.3 points
@@ -127,9 +126,9 @@ PRESETS = {
 PRESETS["large"] = PRESETS["tuned"] | {
     "num_distinct_words": 20000,  # 0.6 points
     "num_word_pairs": 20000,  # 2.0 points; such as "not good"
-    "max_sequence_length": 300,  # this and the next two: 4% less loss
-    "learning_rate": 0.003,
     "dropout": 0.7,
+    "max_sequence_length": 300,  # this and the next: 1% less loss
+    "learning_rate": 0.003,
 }
 
 

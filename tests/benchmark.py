@@ -152,7 +152,6 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "max_sequence_length": ["--max-sequence-length", "300"],
         "readout": ["--readout", "last"],
         "word_dropout": ["--word-dropout", "0"],
-        "dropout": ["--dropout", "0"],
         "learning_rate": ["--learning-rate", "0.001"],
         "cosine_decay": ["--no-cosine-decay"],
         "embedding_output_dims": ["--embedding-output-dims", "15"],
@@ -169,13 +168,12 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "nothing": [],
         "num_word_pairs": ["--num-word-pairs", "0"],
         "num_distinct_words": ["--num-distinct-words", "5000"],
-        "max_sequence_length, learning_rate, dropout": [
+        "dropout": ["--dropout", "0"],
+        "max_sequence_length, learning_rate": [
             "--max-sequence-length",
             "250",
             "--learning-rate",
             "0.004",
-            "--dropout",
-            "0.5",
         ],
     },
 }
