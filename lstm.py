@@ -598,7 +598,7 @@ def main(config):
             "Config before TensorFlow is imported"
         )
     keras.utils.set_random_seed(config.seed)
-    check_names(config)  # first, to fail at once and not at the end
+    check_compiles(config)  # first, to fail at once and not at the end
     check_paths(config)
     model = build_model(config)
 
@@ -791,22 +791,24 @@ def refusals_named(config, name):
     """Turn what Keras says to a value of `config` into a UserError of one line."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
             f"{name}: Keras does not take {getattr(config, name)!r} "
             f"({one_line(error)[:150]})"
         ) from None
 
 
-def check_names(config):
-    """Refuse what Keras does not know by this name; raises UserError."""
-    with refusals_named(config, "loss_function"):
-        keras.losses.get(config.loss_function)
+def check_compiles(config):
+    """Refuse an optimizer, loss or metric that Keras cannot use; raises UserError."""
     with refusals_named(config, "optimizer"):
         keras.optimizers.get(config.optimizer)
+    model = keras.Model()
+    model.compile(loss=config.loss_function, metrics=list(config.additional_metrics))
+    labels, probabilities = tf.constant([0.0, 1.0]), tf.constant([[0.5], [0.5]])
+    with refusals_named(config, "loss_function"):
+        model.compute_loss(None, labels, probabilities)
     with refusals_named(config, "additional_metrics"):
-        for metric in config.additional_metrics:
-            keras.metrics.get(metric)
+        model.compute_metrics(None, labels, probabilities)
 
 
 def check_paths(config):

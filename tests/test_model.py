@@ -279,7 +279,10 @@ def test_word_dropout_leaves_words_out():
     "given",
     [
         {"loss_function": "entropy"},
+        {"loss_function": "ctc"},
+        {"loss_function": "sparse_categorical_crossentropy"},
         {"additional_metrics": ("acuracy",)},
+        {"additional_metrics": ("accuracy", "top_k_categorical_accuracy")},
         {"lstm_options": {"kernel_regularizer": "l7"}},
         {"lstm_options": {"dropout": 7}},
         {"lstm_options": {"activation": "tanhh"}},
@@ -291,6 +294,11 @@ def test_what_keras_refuses_names_the_field_before_loading(given, monkeypatch):
     monkeypatch.setattr(lstm, "load_data", None)
     with pytest.raises(lstm.UserError, match=rf"\A{name}: .*\Z"):
         lstm.main(lstm.Config(**given))
+
+
+@pytest.mark.parametrize("name", ["acc", "auc", "binary_accuracy", "hinge"])
+def test_what_keras_takes_as_a_metric(name):
+    lstm.check_compiles(lstm.Config(additional_metrics=(name,)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file"])
