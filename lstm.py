@@ -615,9 +615,9 @@ def main(config):
     load_time = time.perf_counter() - start
 
     model.vocabulary, model.rarest = vocabulary, config.rarest
-    compile_model(model, first, config)
     print(*shapes, sep="\n")
-    model.summary()
+    model.summary()  # of the layers: the optimizer's variables come after
+    compile_model(model, first, config)
 
     start = time.perf_counter()
     history = train(model, x_train, y_train, config)

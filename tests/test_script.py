@@ -27,6 +27,7 @@ def test_prints_the_articles_lines_and_nothing_else(run):
         assert text in summary
     for count in ("75,000", "1,040", "11", "76,051"):
         assert re.search(rf"\D{count}\D", summary)
+    assert "Total params: 76,051 " in summary  # none of the optimizer's
     assert "(100 test reviews" in lines[-2]
     assert lines[-1].startswith("Model kept in lstm.keras")
     assert re.match(r"Epoch 1/2 - \d+\.\ds - .*val_loss: \d\.\d{4}", lines[-6])
