@@ -176,12 +176,8 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "num_word_pairs": ["--num-word-pairs", "0"],
         "num_distinct_words": ["--num-distinct-words", "5000"],
         "dropout": ["--dropout", "0"],
-        "max_sequence_length, learning_rate": [
-            "--max-sequence-length",
-            "250",
-            "--learning-rate",
-            "0.004",
-        ],
+        "word_dropout": ["--word-dropout", "0.5"],
+        "max_sequence_length": ["--max-sequence-length", "250"],
     },
 }
 
