@@ -464,11 +464,6 @@ def build_model(config):
     probability of a positive review, shape (batch, 1), out. Raises UserError if Keras
     refuses one of lstm_options.
     """
-    with refusals_named(config, "lstm_options"):
-        options = {"units": config.lstm_units, "dropout": config.dropout}
-        options |= config.lstm_options
-        half = -(-config.batch_size // 2)
-        lstm = FastLSTM(**options, readout=config.readout, rows=half, name="lstm")
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     # A table with one vector per word, learned like every other weight.
@@ -477,13 +472,14 @@ def build_model(config):
             config.num_distinct_words + config.num_word_pairs,
             config.embedding_output_dims,
             mask_zero=config.masked,
-            # It adds nothing, but a dense gradient with it: the sparse one would be
-            # summed up per word twice in Adam.
-            embeddings_regularizer=keras.regularizers.L2(0.0),
         )
     )
     # Reads the vectors in order and keeps what matters in its state.
-    model.add(lstm)
+    options = {"units": config.lstm_units, "dropout": config.dropout}
+    options |= config.lstm_options
+    half = -(-config.batch_size // 2)
+    with refusals_named(config, "lstm_options"):
+        model.add(FastLSTM(**options, readout=config.readout, rows=half, name="lstm"))
     if config.dropout:
         model.add(keras.layers.Dropout(config.dropout))
     # From the LSTM's state to one probability.
