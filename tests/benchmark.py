@@ -177,7 +177,7 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "num_distinct_words": ["--num-distinct-words", "5000"],
         "dropout": ["--dropout", "0"],
         "word_dropout": ["--word-dropout", "0.5"],
-        "max_sequence_length": ["--max-sequence-length", "250"],
+        "lstm_units": ["--lstm-units", "10"],
     },
 }
 
