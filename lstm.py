@@ -787,7 +787,7 @@ def refusals_named(config, name):
     """Turn what Keras says to a value of `config` into a UserError of one line."""
     try:
         yield
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+    except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
         raise UserError(
             f"{name}: Keras does not take {getattr(config, name)!r} "
             f"({one_line(error)[:150]})"

@@ -78,8 +78,9 @@ def test_bad_configuration_is_one_line(run, arguments, words):
     one_error_line(run(*arguments, expect=2), words)
 
 
-def test_what_keras_refuses_is_one_line(run):
-    one_error_line(run("--optimizer", "adamm", expect=2), "optimizer: ", "adamm")
+@pytest.mark.parametrize("name", ["adamm", "LossScaleOptimizer"])
+def test_what_keras_refuses_is_one_line(run, name):
+    one_error_line(run("--optimizer", name, expect=2), "optimizer: ", name)
 
 
 def test_every_lstm_option_works(run):
