@@ -1330,51 +1330,9 @@ def read_csv(path, seed):
     training part; a word that only the test part has ranks after all others.
     Returns what `load_data` does. Raises UserError, naming line and column.
     """
-    ids, labels, splits = {}, [], []
-    tokens, ends = array.array("i"), [0]  # all reviews in one, and where each ends
-    csv.field_size_limit(2**30)
-    with contextlib.ExitStack() as stack:
-        reader = None
-
-        def refuse(what):
-            line = f"line {reader.line_num}: " if reader else ""
-            raise UserError(f"data: {path}: {line}{what}") from None
-
-        try:
-            file = stack.enter_context(open(path, encoding="utf-8-sig", newline=""))
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            for column in ("text", "label"):
-                if header.count(column) != 1:
-                    refuse(f"needs one column {column}; the columns are {header}")
-            text_at, label_at = header.index("text"), header.index("label")
-            split_at = header.index("split") if "split" in header else None
-            for row in reader:
-                if not row:
-                    continue  # an empty line
-                if len(row) != len(header):
-                    refuse(f"has {len(row)} columns where the header has {len(header)}")
-                label = row[label_at].strip().lower()
-                if label not in LABELS:
-                    refuse(f"label: {label[:40]!r} is not 0, 1, negative or positive")
-                labels.append(LABELS[label])
-                if split_at is not None:
-                    split = row[split_at].strip().lower()
-                    if split not in ("train", "test"):
-                        refuse(f"split: {split[:40]!r} is neither train nor test")
-                    splits.append(split == "test")
-                words = words_of(row[text_at])
-                tokens.extend(ids.setdefault(word, len(ids)) for word in words)
-                ends.append(len(tokens))
-        except (OSError, csv.Error) as error:
-            refuse(one_line(error))
-        except UnicodeDecodeError as error:
-            refuse(f"or shortly after: is not UTF-8 ({error.reason}); save it as UTF-8")
-    labels = np.array(labels, np.int64)
+    words, ids, ends, labels, held_out = read_rows(path)
     random = np.random.default_rng(seed)
-    if split_at is not None:
-        held_out = np.array(splits, bool)
-    else:
+    if held_out is None:
         held_out = np.zeros(len(labels), bool)
         for label in (0, 1):
             rows = random.permutation(np.flatnonzero(labels == label))
@@ -1385,18 +1343,17 @@ def read_csv(path, seed):
                 f"data: {path}: the {name} part needs reviews of both labels"
             )
 
-    flat = np.asarray(tokens)  # shares its memory
-    counts = np.zeros(len(ids), np.int64)
+    flat = np.asarray(ids)  # shares its memory
+    counts = np.zeros(len(words), np.int64)
     for row in np.flatnonzero(~held_out):
         np.add.at(counts, flat[ends[row] : ends[row + 1]], 1)
     order = np.argsort(-counts, kind="stable")
-    ranks = np.empty(len(ids), np.int32)
-    ranks[order] = np.arange(1, len(ids) + 1)
+    ranks = np.empty(len(words), np.int32)
+    ranks[order] = np.arange(1, len(words) + 1)
     ranks[counts == 0] = UNKNOWN_RANK
     for start in range(0, len(flat), 2**20):  # in place: memory for one copy is enough
         flat[start : start + 2**20] = ranks[flat[start : start + 2**20]]
-    reviews = memoryview(tokens)
-    words = list(ids)
+    reviews = memoryview(ids)
     parts = []
     for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)):
         rows = random.permutation(rows)
@@ -1404,6 +1361,54 @@ def read_csv(path, seed):
         x = np.fromiter(texts, object, len(rows))
         parts.append((x, labels[rows]))
     return *parts, [words[i] for i in order[: np.count_nonzero(counts)]]
+
+
+def read_rows(path):
+    """Read a CSV file of reviews, for `read_csv`; raises UserError likewise.
+
+    Returns the list of words; the ids of all reviews' words in one array.array, and
+    the list of places where each review ends in it, 0 before the first; int64 labels;
+    and which reviews the file assigns to the test, bool, or None if it assigns none.
+    """
+    word_ids, ids, ends, labels, held_out = {}, array.array("i"), [0], [], []
+    csv.field_size_limit(2**30)
+    reader = None
+
+    def refuse(what):
+        line = f"line {reader.line_num}: " if reader else ""
+        raise UserError(f"data: {path}: {line}{what}") from None
+
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            for column in ("text", "label"):
+                if header.count(column) != 1:
+                    refuse(f"needs one column {column}; the columns are {header}")
+            for row in reader:
+                if not row:
+                    continue  # an empty line
+                if len(row) != len(header):
+                    refuse(f"has {len(row)} columns where the header has {len(header)}")
+                cells = dict(zip(header, row))
+                label = cells["label"].strip().lower()
+                if label not in LABELS:
+                    refuse(f"label: {label[:40]!r} is not 0, 1, negative or positive")
+                labels.append(LABELS[label])
+                if "split" in cells:
+                    split = cells["split"].strip().lower()
+                    if split not in ("train", "test"):
+                        refuse(f"split: {split[:40]!r} is neither train nor test")
+                    held_out.append(split == "test")
+                for word in words_of(cells["text"]):
+                    ids.append(word_ids.setdefault(word, len(word_ids)))
+                ends.append(len(ids))
+    except (OSError, csv.Error) as error:
+        refuse(one_line(error))
+    except UnicodeDecodeError as error:
+        refuse(f"or shortly after: is not UTF-8 ({error.reason}); save it as UTF-8")
+    labels = np.array(labels, np.int64)
+    return list(word_ids), ids, ends, labels, np.array(held_out) if held_out else None
 
 
 LABELS = {"0": 0, "negative": 0, "1": 1, "positive": 1}
