@@ -1385,22 +1385,22 @@ def read_rows(path):
             for column in ("text", "label"):
                 if header.count(column) != 1:
                     refuse(f"needs one column {column}; the columns are {header}")
+            place = {name: header.index(name) for name in header}
             for row in reader:
                 if not row:
                     continue  # an empty line
                 if len(row) != len(header):
                     refuse(f"has {len(row)} columns where the header has {len(header)}")
-                cells = dict(zip(header, row))
-                label = cells["label"].strip().lower()
+                label = row[place["label"]].strip().lower()
                 if label not in LABELS:
                     refuse(f"label: {label[:40]!r} is not 0, 1, negative or positive")
                 labels.append(LABELS[label])
-                if "split" in cells:
-                    split = cells["split"].strip().lower()
+                if "split" in place:
+                    split = row[place["split"]].strip().lower()
                     if split not in ("train", "test"):
                         refuse(f"split: {split[:40]!r} is neither train nor test")
                     held_out.append(split == "test")
-                for word in words_of(cells["text"]):
+                for word in words_of(row[place["text"]]):
                     ids.append(word_ids.setdefault(word, len(word_ids)))
                 ends.append(len(ids))
     except (OSError, csv.Error) as error:
