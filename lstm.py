@@ -359,8 +359,8 @@ with told_in_one_line(), quiet_start():
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of ranks: 1 is the most frequent word of the training reviews, 2
-# the next. As token ids they are moved up by three, to make room for the special ones.
-PADDING, START, OUT_OF_VOCABULARY, FIRST_WORD = 0, 1, 2, 3
+# the next. As token ids they are moved up by three: the first four ids are special.
+PADDING, START, OUT_OF_VOCABULARY, UNUSED, FIRST_WORD = range(5)
 UNKNOWN_RANK = 2**30  # of a word that the model does not know
 IMDB_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 IMDB_HASH = {  # SHA-256 and MD5, as Keras has them
@@ -443,7 +443,8 @@ def pad(reviews, vocabulary, config):
         known = ranks <= len(vocabulary)
         ranks, rows = ranks[known], rows[known]
     ranks, rows = shorten(ranks, rows, length - config.rarest, config.rarest)
-    tokens = np.where(ranks > len(vocabulary), OUT_OF_VOCABULARY, ranks + FIRST_WORD)
+    ids = ranks + (FIRST_WORD - 1)
+    tokens = np.where(ranks > len(vocabulary), OUT_OF_VOCABULARY, ids)
 
     lengths = np.bincount(rows, minlength=len(reviews))
     short = lengths < length  # with room for the start token
@@ -600,7 +601,7 @@ def main(config):
 
     start = time.perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
-    vocabulary = vocabulary[: config.num_distinct_words - FIRST_WORD - 1]
+    vocabulary = vocabulary[: config.num_distinct_words - FIRST_WORD]
     first = split_at(len(x_train), config)
     vocabulary += telling_pairs(
         x_train[:first], y_train[:first], vocabulary, config.num_word_pairs
@@ -1263,7 +1264,7 @@ def judged(texts, model):
     """Yield each text and its probability, a thousand at a time to spare memory."""
     if isinstance(model, keras.Sequential):
         model = for_words(model)
-    vocabulary = model.get_layer("lookup").get_vocabulary()[FIRST_WORD + 1 :]
+    vocabulary = model.get_layer("lookup").get_vocabulary()[FIRST_WORD:]
     rank = {word: rank for rank, word in enumerate(vocabulary, 1)}
     config = Config(
         max_sequence_length=model.input_shape[1],
