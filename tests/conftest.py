@@ -1,5 +1,8 @@
 """What the tests share: made-up reviews in Keras's file layout, and the script run."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import subprocess
@@ -11,10 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = str(ROOT / "tests" / "imdb_stand_in")
+SAMPLE = str(ROOT / "tests" / "data" / "reviews.csv")
+WORDS = [f"word{rank}" for rank in range(1, 150)]  # of the made-up reviews
 TINY = ["--number-of-epochs", "1", "--num-distinct-words", "100"]
 TINY += ["--max-sequence-length", "20"]
 
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [STAND_IN, str(ROOT)]
+sys.modules.pop("sitecustomize", None)  # a system's own
+importlib.import_module("sitecustomize")
 
 
 def write_reviews(path, train=300, test=100, seed=0):
@@ -30,38 +37,75 @@ def write_reviews(path, train=300, test=100, seed=0):
             reviews[i] = [int(word) for word in rng.permutation([*words, *praise])]
         arrays[f"x_{part}"], arrays[f"y_{part}"] = reviews, labels
     np.savez_compressed(path, **arrays)
-    index = {f"word{rank}": rank for rank in range(1, 150)}
+    index = {word: rank for rank, word in enumerate(WORDS, 1)}
     path.with_name("imdb_word_index.json").write_text(json.dumps(index))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def reviews(tmp_path_factory):
+    """The file that stands in for IMDB, here and in the processes of the tests."""
     path = tmp_path_factory.mktemp("imdb") / "imdb.npz"
     write_reviews(path)
+    os.environ["IMDB_STAND_IN"] = str(path)
     return path
 
 
+def tiny(preset="article", **fields):
+    """A Config for made-up reviews that is done in a moment."""
+    import lstm
+
+    small = {"num_distinct_words": 100, "max_sequence_length": 20, "batch_size": 32}
+    small |= {"number_of_epochs": 1, "verbosity_mode": 0}
+    small["num_bigrams"] = 20 if preset == "large" else 0
+    return lstm.Config(**lstm.PRESETS[preset] | small | fields)
+
+
+def random_model(*arguments, **fields):
+    """A model with random weights that knows its words, and its Config."""
+    import lstm
+
+    config = tiny(*arguments, **fields)
+    model = lstm.build_model(config)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    bigrams = [f"word{rank} word{rank + 1}" for rank in range(1, 96)]
+    known = config.num_distinct_words - 4
+    model.vocabulary = WORDS[:known] + bigrams[: config.num_bigrams]
+    model.config = config
+    return model, config
+
+
+@pytest.fixture(scope="session", params=["article", "tuned"])
+def trained(request, tmp_path_factory):
+    """What `main` returned, as in a notebook, and the lines that it printed."""
+    import lstm
+
+    path = str(tmp_path_factory.mktemp("trained") / "lstm.keras")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        results = lstm.main(tiny(request.param, model_path=path))
+    return *results, output.getvalue().splitlines()
+
+
 @pytest.fixture
-def environment(reviews, tmp_path):
+def environment(tmp_path):
     """The environment of a process that finds the made-up reviews."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
     kept.pop("CUDA_VISIBLE_DEVICES", None)
-    return kept | {
-        "PYTHONPATH": STAND_IN,
-        "IMDB_STAND_IN": str(reviews),
-        "KERAS_HOME": str(tmp_path / "keras"),
-    }
+    path = os.pathsep.join([STAND_IN, str(ROOT)])
+    return kept | {"PYTHONPATH": path, "KERAS_HOME": str(tmp_path / "keras")}
 
 
 @pytest.fixture
-def run(environment, tmp_path):
-    """Run `python lstm.py ARGUMENTS` in an empty folder and return the process."""
+def python(environment, tmp_path):
+    """Run `python ARGUMENTS` in an empty folder and return the process."""
 
-    def run(*arguments, expect=0, **variables):
+    def run(*arguments, expect=0, text=None, **variables):
         process = subprocess.run(
-            [sys.executable, str(ROOT / "lstm.py"), *arguments],
+            [sys.executable, *arguments],
             capture_output=True,
             text=True,
+            input=text,
             cwd=tmp_path,
             env=environment | variables,
             check=False,
@@ -71,3 +115,18 @@ def run(environment, tmp_path):
         return process
 
     return run
+
+
+@pytest.fixture
+def run(python):
+    """Run `python lstm.py ARGUMENTS` in an empty folder and return the process."""
+    return lambda *arguments, **how: python(str(ROOT / "lstm.py"), *arguments, **how)
+
+
+def assert_one_line(text, *words):
+    """A mistake is told in one line, after argparse's usage if it is a flag's."""
+    *usage, line = text.splitlines()
+    assert line.startswith("lstm.py: "), text
+    assert usage == [] or len(usage) == 1 and usage[0].startswith("usage: "), text
+    for word in words:
+        assert word in line

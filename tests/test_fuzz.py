@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import fields
 
 import numpy as np
+from conftest import random_model, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,19 +25,10 @@ settings.register_profile(
 settings.load_profile("examples")
 
 NAMES = [f.name for f in fields(lstm.Config)]
-VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers(-10, 1000)
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from([*lstm.PRESETS, "last", "all", "a.keras", "x.csv"])
-    | st.lists(st.text(max_size=5), max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["units", "dropout", "stateful"]) | st.text(), st.floats()
-    )
-)
+LINE = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
+KINDS = {int: st.integers(), float: st.floats(), bool: st.booleans()}
+KINDS |= {str: LINE | st.sampled_from(["last", "concat", "a.keras"])}
+KINDS |= {tuple: st.lists(LINE).map(tuple), dict: st.dictionaries(LINE, st.floats())}
 
 
 def result_or_one_line(function, *arguments, **options):
@@ -47,48 +39,62 @@ def result_or_one_line(function, *arguments, **options):
         return None
 
 
-@given(st.dictionaries(st.sampled_from([*NAMES, "layers"]), VALUES, max_size=4))
-def test_configuration(given_values):
-    config = result_or_one_line(lstm.Config, **given_values)
+@given(
+    st.fixed_dictionaries(
+        {}, optional={f.name: KINDS[f.type] for f in fields(lstm.Config)}
+    )
+)
+def test_configuration(values):
+    config = result_or_one_line(lstm.Config, **values)
     if config:
-        for name, value in given_values.items():
+        for name, value in values.items():
             assert getattr(config, name) is value
 
 
 FLAGS = st.sampled_from(["--" + name.replace("_", "-") for name in NAMES])
-WORDS = st.text(max_size=8) | st.integers(-3, 9).map(str) | st.floats().map(str)
-WORDS |= st.sampled_from(["tuned", "article", "adam", "dropout=0.1", "units=[", "-"])
+VALUES = st.text(max_size=8) | st.integers(-3, 9).map(str) | st.floats().map(str)
+VALUES |= st.sampled_from(["tuned", "article", "adam", "dropout=0.1", "units=[", "-"])
 
 
-@given(st.lists(FLAGS | WORDS | st.tuples(FLAGS, WORDS).map("=".join), max_size=6))
+@given(st.lists(FLAGS | VALUES | st.tuples(FLAGS, VALUES).map("=".join), max_size=6))
 def test_command_line(arguments):
     if {"-h", "--help"} & set(arguments):
         return
-    parsed = result_or_one_line(lstm.parse_command_line, arguments)
-    assert parsed is None or isinstance(parsed[0], lstm.Config)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            config, _ = lstm.parse_command_line(arguments)
+        assert isinstance(config, lstm.Config) and not errors.getvalue()
+    except SystemExit as stopped:
+        assert stopped.code == 2
+        usage, _, rest = errors.getvalue().partition("\n")
+        assert usage.startswith("usage: ") and ": error: " in rest
+        assert "Traceback" not in rest
 
 
 CELL = st.text(max_size=20) | st.sampled_from(["0", "1", "positive", "train", "test"])
 ROW = st.tuples(CELL, st.sampled_from(["0", "1", "negative", " 1"]) | CELL)
 TABLE = st.lists(ROW.map(lambda row: ",".join(row)), max_size=12)
-TABLE = TABLE.map(
-    lambda rows: "\n".join(["text,label", *rows]).encode("utf-8", "replace")
-)
+HEAD = st.sampled_from(["text,label", "label,text", "Text,label,split"])
+TABLE = st.tuples(HEAD, TABLE).map(lambda table: "\n".join([table[0], *table[1]]))
 GOOD = st.lists(st.tuples(st.text(max_size=30), st.sampled_from("01")), min_size=20)
 
 
 def written(rows):
     rows = [("text", "label"), *rows, *[("x", "0"), ("y", "1")] * 9]
     quoted = (f'"{text.replace(chr(34), chr(34) * 2)}",{label}' for text, label in rows)
-    return "\n".join(quoted).encode("utf-8", "replace")
+    return "\n".join(quoted)
 
 
-@given(st.binary(max_size=200) | TABLE | GOOD.map(written))
+ENCODED = (TABLE | GOOD.map(written)).map(lambda text: text.encode("utf-8", "replace"))
+
+
+@given(st.binary(max_size=200) | ENCODED)
 def test_csv(content):
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:
         file.write(content)
         file.flush()
-        read = result_or_one_line(lstm.read_csv, file.name, seed=1)
+        read = result_or_one_line(lstm.read_csv, tiny(data=file.name))
     if read:
         (x_train, y_train), (x_test, y_test), words = read
         assert len(x_train) == len(y_train) and len(x_test) == len(y_test)
@@ -96,12 +102,12 @@ def test_csv(content):
         assert len(words) == len(set(words))
 
 
-@given(st.text())
+@given(st.text(st.characters()))
 def test_words(text):
-    words = lstm.words_of(text)
+    words = lstm.split_words(text)
     assert all(words)
-    assert lstm.words_of(" ".join(words)) == words
-    assert not set("".join(words)) & set('!"#.,<>/\n\t ')
+    assert lstm.split_words(" ".join(words)) == words
+    assert not set("".join(words)) & set('!"#.,<>/\n\t “”’…—\u00a0\ufeff')
 
 
 @given(
@@ -111,36 +117,39 @@ def test_words(text):
     st.booleans(),
     st.booleans(),
 )
-def test_padding(reviews, length, words, masked, rarest):
-    config = lstm.Config(max_sequence_length=length, masked=masked, rarest=rarest)
-    padded = lstm.pad(reviews, ["word"] * (words - 4), config)
+def test_padding(ranks, length, words, masked, rarest):
+    config = tiny(max_sequence_length=length, masked=masked, rarest=rarest)
+    reviews = [[1, *(r + 3 if r + 3 < words else 2 for r in rank)] for rank in ranks]
+    padded = lstm.prepare(reviews, ["word"] * (words - 4), config)
     assert padded.shape == (len(reviews), length)
-    assert padded.min() >= 0 and padded.max() < words
     for review, row in zip(reviews, padded):
-        left = row[row != lstm.PADDING]
-        known = [rank + 3 if rank + 3 < words else 2 for rank in review]
-        if rarest:
-            known = [token for token in known if token != 2]
-        if len(known) < length:
-            assert list(left) == [lstm.START, *known]
-            first = 0 if masked else length - len(left)
-            assert row[first] == lstm.START
-        elif not rarest:
-            assert list(left) == known[-length:]
+        left = list(row[row != 0])
+        assert left == list(row[: len(left)] if masked else row[length - len(left) :])
+        known = [token for token in review if token != 2 or not rarest]
+        assert len(left) == min(len(known), length)
+        if not rarest:
+            assert left == known[-length:]
         else:
-            assert row[0] == lstm.START and len(left) == length
-            assert sorted(left[1:]) == sorted(known)[len(known) - length + 1 :]
+            assert sorted(left) == sorted(known)[-length:]
             rest = iter(known)
-            assert all(token in rest for token in left[1:])  # in their order
+            assert all(token in rest for token in left)  # in their order
 
 
-@given(st.lists(st.text(max_size=40), max_size=3))
-def test_any_text_is_printed_on_a_line_of_its_own(texts):
+MODEL, _ = random_model("large")
+
+
+@given(st.lists(st.text(st.characters()), min_size=3, max_size=3))
+def test_any_text_is_judged_on_a_line_of_its_own(texts):
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), np.errstate(all="raise"):
-        judged, lstm.judged = lstm.judged, lambda texts, _: [(t, 0.7) for t in texts]
-        try:
-            lstm.print_predictions(texts, None)
-        finally:
-            lstm.judged = judged
-    assert output.getvalue().count("\n") == len(texts)
+    load, lstm.load = lstm.load, lambda path: MODEL
+    try:
+        with contextlib.redirect_stdout(output), np.errstate(all="raise"):
+            lstm.classify(texts, tiny())
+    finally:
+        lstm.load = load
+    *lines, rest = output.getvalue().split("\n")
+    assert len(lines) == len(texts) and rest == ""
+    for line in lines:
+        _, label, probability = line.rsplit(" - ", 2)
+        assert label == ("positive" if float(probability) > 0.5 else "negative")
+        assert len(line) < 80

@@ -31,17 +31,13 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     for old, new in EDITS.items():
         assert old in source
         source = source.replace(old, new)
-    cells = (
-        [source]
-        if form == "pasted"
-        else re.split(r"^(?=# %%)", source, flags=re.MULTILINE)
-    )
+    parts = re.split(r"^(?=# %%)", source, flags=re.MULTILINE)
+    assert len(parts) > 5
+    cells = [*([source] if form == "pasted" else parts), AFTER]
     notebook = nbformat.v4.new_notebook()
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in [*cells, AFTER]]
-    mistake = nbformat.v4.new_code_cell(
-        MISTAKE, metadata={"tags": ["raises-exception"]}
-    )
-    notebook.cells.append(mistake)
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    expected = {"tags": ["raises-exception"]}
+    notebook.cells.append(nbformat.v4.new_code_cell(MISTAKE, metadata=expected))
     client = nbclient.NotebookClient(
         notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}
     )
@@ -55,4 +51,4 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     assert "(1,)" in text
     assert [out for out in outputs if "image/png" in out.get("data", {})]
     (error,) = (out for out in outputs if out.output_type == "error")
-    assert error.traceback == ["lstm.py: batch_size: 0 will not do; give 1 to 1048576"]
+    assert error.traceback == ["lstm.py: batch_size: 0 is below 1"]

@@ -1,8 +1,9 @@
 """Stand in for the download of IMDB in every Python process of the tests.
 
-Put on PYTHONPATH, Python imports this file at start-up. `keras.utils.get_file` then
-answers with the file that IMDB_STAND_IN names (and the word index beside it), or fails as it does without network
-where the variable is empty. Everything else is Keras's own.
+Put on PYTHONPATH, Python imports this file at start-up. Keras's `get_file`, which
+`keras.datasets.imdb` calls, then answers with the file that IMDB_STAND_IN names or the
+word index beside it. Where the variable is empty it fails as without a network.
+Everything else is Keras's own.
 """
 
 import importlib.abc
