@@ -1,38 +1,40 @@
 """Measure lstm.py on the real reviews: accuracy over seeds, speed beside plain Keras.
 
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
-    python tests/benchmark.py ablation tuned 3
+    python tests/benchmark.py ablation tuned 4
     python tests/benchmark.py speed 3
     python tests/benchmark.py cost 3
-    python tests/benchmark.py scale 1000000
+    python tests/benchmark.py scale 200000
 
-`seeds` trains once per seed and prints mean, standard deviation, worst and best.
-`ablation` trains a preset (tuned or large) with each of its values left out in turn, on
-four fifths of the training reviews, and prints accuracy and loss on the last fifth.
-`speed` runs this script, its tuned form at the same sizes and the same job in plain
-Keras in turn, each in a process of its own, and prints medians, the spread, and the
-ratio of the medians.
-`cost` prints how long a training step takes here and in plain Keras, in turn, for
-several lengths of the reviews, sizes of the LSTM and of the batch.
-`scale` makes up so many reviews of 200 words as a CSV file and trains on them for one
-epoch, then judges as many lines of text, and prints seconds and peak memory of both.
+`seeds` trains once per seed. `ablation` leaves out each value of a preset in turn, and
+looks at the last fifth of the training reviews. `speed` trains plain Keras, the presets
+and the tuned preset at the article's sizes in turn, each in a process of its own. `cost`
+times a training step here and in plain Keras. `scale` makes up a CSV file of so many
+reviews of 200 words, trains on them for one epoch and classifies them.
+
+Each prints a table and puts it into tests/measured.md, in place of the one that the
+same command left there.
 """
 
 import os
 import platform
 import re
-import statistics
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-SCRIPT = Path(__file__).resolve().parent.parent / "lstm.py"
+HERE = Path(__file__).resolve().parent
+MEASURED = HERE / "measured.md"
+KEPT = ["--model-path", os.path.join(tempfile.gettempdir(), "benchmark.keras")]
+SCRIPT = [str(HERE.parent / "lstm.py"), *KEPT]
 
 # The article's job as its reader would write it today, with nothing of ours in it.
 PLAIN = """
@@ -66,7 +68,7 @@ print(f"Time - load: {load:.3f}s - fit: {fit:.3f}s - evaluate: {evaluate:.3f}s")
 
 # One training step of each size, on random tokens: the mean of 8 to 64, once compiled.
 COST = """
-import os, sys, time
+import itertools, os, sys, time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 if len(sys.argv) > 1:
@@ -76,47 +78,42 @@ import keras
 import tensorflow as tf
 
 keras.utils.set_random_seed(1)
-for length in (100, 300, 1000):
-    for units in (10, 64, 128):
-        for batch in (32, 128, 512):
-            steps = max(4, 1024 // batch)
-            x = np.random.randint(1, 5000, (steps * batch, length), "int32")
-            y = np.random.randint(0, 2, steps * batch)
-            if len(sys.argv) > 1:
-                config = lstm.Config(
-                    max_sequence_length=length, lstm_units=units, batch_size=batch
-                )
-                model = lstm.build_model(config)
-                lstm.compile_model(model, len(x), config)
-            else:
-                model = keras.Sequential([
-                    keras.Input((length,), dtype="int32"),
-                    keras.layers.Embedding(5000, 15),
-                    keras.layers.LSTM(units),
-                    keras.layers.Dense(1, activation="sigmoid"),
-                ])
-                model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-            # Without the tuner, which holds up the end of an epoch now and then.
-            options = tf.data.Options()
-            options.autotune.enabled = False
-            count = tf.data.experimental.assert_cardinality(steps)
-            data = tf.data.Dataset.from_tensors((x, y)).rebatch(batch)
-            data = data.apply(count).with_options(options)
-            model.fit(data, shuffle=False, verbose=0)
-            start = time.perf_counter()
-            model.fit(data, shuffle=False, epochs=2, verbose=0)
-            seconds = (time.perf_counter() - start) / steps / 2
-            print(length, units, batch, seconds * 1000, flush=True)
-            keras.backend.clear_session()
+sizes = (100, 300, 1000), (10, 64, 128), (32, 128, 512)
+for length, units, batch in itertools.product(*sizes):
+    steps = max(4, 1024 // batch)
+    x = np.random.randint(1, 5000, (steps * batch, length), "int32")
+    y = np.random.randint(0, 2, steps * batch)
+    if len(sys.argv) > 1:
+        given = {"max_sequence_length": length, "lstm_units": units}
+        config = lstm.Config(**given, batch_size=batch)
+        model = lstm.build_model(config)
+        lstm.compile_model(model, config)
+    else:
+        model = keras.Sequential([
+            keras.Input((length,), dtype="int32"),
+            keras.layers.Embedding(5000, 15),
+            keras.layers.LSTM(units),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ])
+        model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it holds up the end of an epoch now and then
+    data = tf.data.Dataset.from_tensors((x, y)).rebatch(batch).with_options(options)
+    data = data.apply(tf.data.experimental.assert_cardinality(steps))
+    model.fit(data, shuffle=False, verbose=0)
+    start = time.perf_counter()
+    model.fit(data, shuffle=False, epochs=2, verbose=0)
+    seconds = (time.perf_counter() - start) / steps / 2
+    print(length, units, batch, seconds * 1000, flush=True)
+    keras.backend.clear_session()
 """
 
 
 def run(*command, stdin=None):
     """Run a command; return its output, its seconds and its peak memory (MiB)."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *command], stdin=stdin, stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *command], **pipes)
     output = "".join(deque(process.stdout, 30))  # the last lines are enough
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -135,76 +132,6 @@ def measure(*command):
     return figures
 
 
-def seeds(count, flags):
-    """Print a line for each of `count` seeds, then what they come to."""
-    accuracies, fits = [], []
-    for seed in range(1, count + 1):
-        figures = measure(str(SCRIPT), *flags, "--seed", str(seed))
-        accuracies.append(figures["accuracy"])
-        fits.append(figures["fit"])
-        print(f"seed {seed}: {accuracies[-1]:.2f}%, fit {fits[-1]:.1f} s", flush=True)
-    print(
-        f"{' '.join(flags) or 'article'}, {count} seeds: "
-        f"mean {statistics.mean(accuracies):.2f}%, "
-        f"standard deviation {statistics.stdev(accuracies):.2f}, "
-        f"worst {min(accuracies):.2f}%, best {max(accuracies):.2f}%, "
-        f"fit {statistics.median(fits):.1f} s (median)"
-    )
-
-
-LEFT_OUT = {  # what of a preset, and the flags that take it back
-    "tuned": {
-        "nothing": [],
-        "rarest": ["--no-rarest"],
-        "max_sequence_length": ["--max-sequence-length", "300"],
-        "readout": ["--readout", "last"],
-        "word_dropout": ["--word-dropout", "0"],
-        "learning_rate": ["--learning-rate", "0.001"],
-        "cosine_decay": ["--no-cosine-decay"],
-        "embedding_output_dims": ["--embedding-output-dims", "15"],
-        "masked, rarest, max_sequence_length, word_dropout": [
-            "--no-masked",
-            "--no-rarest",
-            "--max-sequence-length",
-            "300",
-            "--word-dropout",
-            "0",
-        ],
-    },
-    "large": {  # back to what tuned has
-        "nothing": [],
-        "num_word_pairs": ["--num-word-pairs", "0"],
-        "num_distinct_words": ["--num-distinct-words", "5000"],
-        "dropout": ["--dropout", "0"],
-        "word_dropout": ["--word-dropout", "0.5"],
-        "lstm_units": ["--lstm-units", "10"],
-    },
-}
-
-
-def ablation(preset, count):
-    """Print what each of a preset's values buys, over `count` seeds."""
-    print("| left out | accuracy on the held-out fifth | points | loss |")
-    print("| --- | --- | --- | --- |")
-    whole = None
-    for name, flags in LEFT_OUT[preset].items():
-        accuracies, losses = [], []
-        for seed in range(1, count + 1):
-            kept = ["--validation-split", "0.2", "--seed", str(seed), *flags]
-            output, *_ = run(str(SCRIPT), "--preset", preset, *kept)
-            accuracies.append(
-                100 * float(re.findall(r"val_accuracy: (\S+)", output)[-1])
-            )
-            losses.append(float(re.findall(r"val_loss: (\S+)", output)[-1]))
-        mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-        whole = whole or mean
-        print(
-            f"| {name} | {mean:.2f} ± {spread:.2f} | {mean - whole:+.2f} "
-            f"| {statistics.mean(losses):.3f} |",
-            flush=True,
-        )
-
-
 def in_turn(rounds, commands, function):
     """Call `function` on each command, `rounds` times in turn; return its results."""
     results = {name: [] for name in commands}
@@ -215,94 +142,156 @@ def in_turn(rounds, commands, function):
     return results
 
 
+def header(*names):
+    """The first two lines of a table."""
+    return f"| {' | '.join(names)} |\n|{' --- |' * len(names)}"
+
+
+def seeds(count, *flags):
+    """What `count` seeds come to: one row."""
+    yield header("mean", "standard deviation", "worst", "best", "fit (median)")
+    results = []
+    for seed in range(1, int(count) + 1):
+        figures = measure(*SCRIPT, *flags, "--seed", str(seed))
+        results.append((figures["accuracy"], figures["fit"]))
+        print(f"seed {seed}: {results[-1][0]}%", file=sys.stderr)
+    accuracies, fits = np.transpose(results)
+    yield (
+        f"| {accuracies.mean():.2f}% | {accuracies.std(ddof=1):.2f} "
+        f"| {accuracies.min():.2f}% | {accuracies.max():.2f}% | {np.median(fits):.1f} s |"
+    )
+
+
+LEFT_OUT = {  # what of a preset, and the flags that take it back
+    "tuned": {
+        "nothing": "",
+        "rarest": "--no-rarest",
+        "max_sequence_length": "--max-sequence-length 300",
+        "pooling": "--pooling last",
+        "word_dropout": "--word-dropout 0",
+        "learning_rate": "--learning-rate 0.001",
+        "cosine_decay": "--no-cosine-decay",
+        "embedding_output_dims": "--embedding-output-dims 15",
+        "masked, rarest, max_sequence_length, word_dropout": "--no-masked --no-rarest "
+        "--max-sequence-length 300 --word-dropout 0",
+    },
+    "large": {  # back to what tuned has
+        "nothing": "",
+        "num_bigrams": "--num-bigrams 0",
+        "num_distinct_words": "--num-distinct-words 5000",
+        "dropout": "--dropout 0",
+        "word_dropout": "--word-dropout 0.5",
+        "lstm_units": "--lstm-units 10",
+    },
+}
+
+
+def ablation(preset, count):
+    """What each of a preset's values buys, over `count` seeds: a row for each."""
+    yield header("left out", "accuracy on the held-out fifth", "points", "loss")
+    whole = None
+    for name, flags in LEFT_OUT[preset].items():
+        results = []
+        for seed in range(1, int(count) + 1):
+            command = [*SCRIPT, "--preset", preset, "--seed", str(seed)]
+            command += ["--validation-split", "0.2", *flags.split()]
+            values = dict(re.findall(r"(val_\w+): (\S+)", run(*command)[0]))  # the last
+            results.append([float(values[key]) for key in ("val_accuracy", "val_loss")])
+        accuracies, losses = np.transpose(results)
+        mean, spread = 100 * accuracies.mean(), 100 * accuracies.std(ddof=1)
+        whole = whole or mean
+        points, loss = f"{mean - whole:+.2f}", f"{losses.mean():.3f}"
+        yield f"| {name} | {mean:.2f} ± {spread:.2f} | {points} | {loss} |"
+
+
 def speed(rounds):
-    """Print a table of our times beside plain Keras's, measured in turn."""
+    """Our times beside plain Keras's: medians, spread, ratios of the medians."""
     sizes = ["--lstm-units", "10", "--embedding-output-dims", "15"]
     commands = {
         "plain Keras": ["-c", PLAIN],
-        "lstm.py": [str(SCRIPT)],
-        "tuned form": [str(SCRIPT), "--preset", "tuned", *sizes],
+        "article": SCRIPT,
+        "tuned": [*SCRIPT, "--preset", "tuned"],
+        "large": [*SCRIPT, "--preset", "large"],
+        "tuned, article's sizes": [*SCRIPT, "--preset", "tuned", *sizes],
     }
-    runs = in_turn(rounds, commands, measure)
-    print(f"| what | {' | '.join(commands)} | ratios |")
-    print("| --- | --- | --- | --- | --- |")
+    runs = in_turn(int(rounds), commands, measure)
+    yield header("what", *commands, "ratios")
     for part in ("load", "fit", "evaluate", "process", "memory"):
+        unit, form = ("MiB", ".0f") if part == "memory" else ("s", ".1f")
         cells, medians = [], []
-        for name in commands:
-            values = [run[part] for run in runs[name]]
-            medians.append(statistics.median(values))
-            unit, digits = ("MiB", 0) if part == "memory" else ("s", 1)
-            cells.append(
-                f"{medians[-1]:.{digits}f} {unit} "
-                f"({min(values):.{digits}f} to {max(values):.{digits}f})"
-            )
+        for results in runs.values():
+            values = [figures[part] for figures in results]
+            medians.append(np.median(values))
+            low, mid, high = (f"{f(values):{form}}" for f in (min, np.median, max))
+            cells.append(f"{mid} {unit} ({low} to {high})")
         ratios = ", ".join(f"{median / medians[0]:.2f}" for median in medians[1:])
-        print(f"| {part} | {' | '.join(cells)} | {ratios} |")
+        yield f"| {part} | {' | '.join(cells)} | {ratios} |"
 
 
 def cost(rounds):
-    """Print what a training step takes for several sizes, ours and plain Keras's."""
+    """What a training step takes for several sizes, ours and plain Keras's."""
 
     def steps(*command):
-        output = run(*command)[0].split()
-        keys = zip(*(map(int, output[i::4]) for i in range(3)))
-        return dict(zip(keys, map(float, output[3::4])))
+        lines = [line.split() for line in run(*command)[0].splitlines()]
+        return {tuple(sizes): float(milliseconds) for *sizes, milliseconds in lines}
 
-    commands = {"plain Keras": ["-c", COST], "lstm.py": ["-c", COST, SCRIPT.parent]}
-    runs = in_turn(rounds, commands, steps)
-    print("| length | units | batch | plain Keras | lstm.py | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for key in runs["lstm.py"][0]:
+    commands = {"plain Keras": ["-c", COST], "lstm.py": ["-c", COST, HERE.parent]}
+    runs = in_turn(int(rounds), commands, steps)
+    yield header("length", "units", "batch", *commands, "ratio")
+    for sizes in runs["lstm.py"][0]:
         plain, ours = (
-            statistics.median(run[key] for run in runs[name]) for name in commands
+            np.median([run[sizes] for run in each]) for each in runs.values()
         )
-        sizes = " | ".join(map(str, key))
-        print(f"| {sizes} | {plain:.1f} ms | {ours:.1f} ms | {ours / plain:.2f} |")
+        times = f"{plain:.1f} ms | {ours:.1f} ms | {ours / plain:.2f}"
+        yield f"| {' | '.join(sizes)} | {times} |"
 
 
 def scale(count):
-    """Train on `count` made-up reviews, judge them, print seconds and peak memory."""
+    """Seconds and memory to train on `count` made-up reviews, and to classify them."""
     random = np.random.default_rng(1)
     words = np.array([f"word{rank}" for rank in range(20_000)])
     with tempfile.TemporaryDirectory() as folder:
-        data, lines = os.path.join(folder, "data.csv"), os.path.join(folder, "lines")
-        with open(data, "w") as table, open(lines, "w") as plain:
+        data = os.path.join(folder, "data.csv")
+        with open(data, "w") as table:
             print("text,label", file=table)
-            for label in random.integers(0, 2, count):
+            for label in random.integers(0, 2, int(count)):
                 ranks = random.exponential(2000, 200).astype(int) % 20_000
                 ranks[-3:] = 2 * random.integers(0, 50, 3) + label
-                text = " ".join(words[ranks])
-                print(f"{text},{label}", file=table)
-                print(text, file=plain)
-        kept = ["--model-path", os.path.join(folder, "scale.keras")]
-        output, seconds, memory = run(
-            str(SCRIPT), "--data", data, "--number-of-epochs", "1", *kept
-        )
-        print(output.partition("Test")[1] + output.partition("Test")[2])
-        print(f"train on {count:,} reviews: {seconds:.0f} s, peak {memory:.0f} MiB")
-        with open(lines) as stdin:
-            _, seconds, memory = run(str(SCRIPT), "--predict", "-", *kept, stdin=stdin)
-        print(f"judge {count:,} lines: {seconds:.0f} s, peak {memory:.0f} MiB")
+                print(f"{' '.join(words[ranks])},{label}", file=table)
+        yield header("what", "time", "peak memory")
+        _, *used = run(*SCRIPT, "--data", data, "--number-of-epochs", "1")
+        yield "| train | {:.0f} s | {:.0f} MiB |".format(*used)
+        with open(data) as stdin:  # its lines are texts, too
+            _, *used = run(*SCRIPT, "--predict", "-", stdin=stdin)
+        yield "| classify | {:.0f} s | {:.0f} MiB |".format(*used)
+
+
+def record(command, machine, lines, path=MEASURED):
+    """Put the result of a command into a file, in place of its last one."""
+    title = f"## python tests/benchmark.py {command}"
+    text = path.read_text("utf-8") if path.exists() else "# What was measured"
+    sections = [some.strip() for some in re.split(r"\n(?=## )", text)]
+    titles = [some.partition("\n")[0] for some in sections]
+    if title not in titles:  # a new section comes before the notes
+        place = titles.index("## Notes") if "## Notes" in titles else len(titles)
+        sections.insert(place, title)
+        titles.insert(place, title)
+    sections[titles.index(title)] = "\n".join([title, "", machine, "", *lines])
+    path.write_text("\n\n".join(sections) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["seeds", count, *flags]:
-            task = seeds, int(count), flags
-        case ["ablation", ("tuned" | "large") as preset, count]:
-            task = ablation, preset, int(count)
-        case ["speed", count]:
-            task = speed, int(count)
-        case ["cost", count]:
-            task = cost, int(count)
-        case ["scale", count]:
-            task = scale, int(count)
-        case _:
-            sys.exit(__doc__)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, TensorFlow {version('tensorflow')}, "
-        f"Keras {version('keras')}, NumPy {version('numpy')}",
-        flush=True,
+    tasks = {task.__name__: task for task in (seeds, ablation, speed, cost, scale)}
+    if len(sys.argv) < 3 or sys.argv[1] not in tasks:
+        sys.exit(__doc__)
+    machine = (
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, TensorFlow {version('tensorflow')}, "
+        f"Keras {version('keras')}, NumPy {version('numpy')}"
     )
-    task[0](*task[1:])
+    print(machine, end="\n\n")
+    lines = []
+    for line in tasks[sys.argv[1]](*sys.argv[2:]):
+        print(line, flush=True)
+        lines.append(line)
+    record(shlex.join(sys.argv[1:]), machine, lines)
