@@ -455,12 +455,17 @@ def lstm_states(inputs, h, c, cell):
 
 @keras.saving.register_keras_serializable("lstm")
 class ConcatPooling(keras.layers.Layer):
-    """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018."""
+    """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018.
+    It reads nothing over the padding, where cuDNN's states are not Keras's."""
 
     def call(self, states, mask=None):
-        average = keras.layers.GlobalAveragePooling1D(data_format="channels_last")
-        mean, highest = average(states, mask=mask), keras.ops.max(states, axis=1)
-        return keras.ops.concatenate([states[:, -1], mean, highest], axis=1)
+        ops = keras.ops
+        mask = ops.ones_like(states[:, :, 0]) if mask is None else mask
+        real = ops.cast(mask, states.dtype)[:, :, None]  # 1 for a word, 0 for padding
+        ends = real - ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])  # 1 for the last
+        last, mean = ops.sum(states * ends, 1), ops.sum(states * real, 1)
+        highest = ops.max(states - 1e4 * (1 - real), 1)
+        return ops.concatenate([last, mean / ops.sum(real, 1), highest], 1)
 
     def compute_mask(self, states, mask=None):
         return None
@@ -513,19 +518,19 @@ def keep(model, history, config):
 
 
 def kept_form(model):
-    """Return a twin of a trained model, of Keras's own layers, that takes words: Keras
+    """Return a twin of a model, of Keras's own layers, that takes words: Keras
     loads it without this file. Its input is str (batch, time), [START] and the words,
-    "" as padding; its name tells which words of a long text are meant."""
-    names = "embedding", "lstm", "dense"
-    embedding, lstm, dense = (model.get_layer(name).get_config() for name in names)
+    "" as padding; the name of the input keeps `config.rarest` for `load`."""
+    embedding = keras.layers.Embedding(**model.get_layer("embedding").get_config())
+    lstm = keras.layers.LSTM(**model.get_layer("lstm").get_config())
     name = "rarest_words" if model.config.rarest else "last_words"
     words = keras.Input(model.input_shape[1:], dtype="string", name=name)
     known = {"vocabulary": ["[START]", "[UNUSED]", *model.vocabulary], "mask_token": ""}
     tokens = keras.layers.StringLookup(**known, name="lookup")(words)
-    states = keras.layers.LSTM(**lstm)(keras.layers.Embedding(**embedding)(tokens))
-    if lstm["return_sequences"]:
-        states = ConcatPooling().call(states)  # Keras's parts alone
-    twin = keras.Model(words, keras.layers.Dense(**dense)(states))
+    states = lstm(embedding(tokens))
+    if lstm.return_sequences:  # the pooling's Keras parts, not our layer
+        states = ConcatPooling().call(states, embedding.compute_mask(tokens))
+    twin = keras.Model(words, model.get_layer("dense")(states))
     weights = model.get_weights()
     # StringLookup numbers the unknown word 1 and what it is told first 2.
     weights[0][[OUT_OF_VOCABULARY, START]] = weights[0][[START, OUT_OF_VOCABULARY]]

@@ -7,6 +7,7 @@ import os
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import SAMPLE, WORDS, random_model, tiny
 
 import lstm
@@ -34,6 +35,28 @@ def test_text_gives_what_its_ids_give(preset, tmp_path):
         assert lstm.predict([], used).shape == (0,)
         (one,) = lstm.predict(texts[-1], used)
         assert one == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["tuned", "large"])
+def test_a_gpu_that_leaves_zeros_over_the_padding(preset, monkeypatch, tmp_path):
+    model, _ = random_model(preset)
+    expected = lstm.predict(TEXTS, model)
+    keras_loop = keras.layers.LSTM.inner_loop
+    used = []
+
+    def as_cudnn(self, sequences, initial_state, mask, training=False):
+        used.append(self)
+        last, states, final = keras_loop(self, sequences, initial_state, mask, training)
+        return last, tf.where(mask[:, :, None], states, 0.0), final
+
+    monkeypatch.setattr(keras.layers.LSTM, "inner_loop", as_cudnn)
+    monkeypatch.setattr(lstm.FastLSTM, "inner_loop", as_cudnn)
+    there, _ = random_model(preset)
+    path = str(tmp_path / "kept.keras")
+    lstm.kept_form(there).save(path)
+    for model in (there, lstm.load(path)):
+        np.testing.assert_allclose(lstm.predict(TEXTS, model), expected, rtol=1e-5)
+        assert used.pop()
 
 
 @pytest.mark.parametrize("masked", [False, True])
