@@ -54,16 +54,16 @@ class Config:
     batch_size: int = 128  # reviews per training step
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
-    max_sequence_length: int = 300  # tokens per review; longer ones lose their start
+    max_sequence_length: int = 300  # tokens a review; longer ones are cut (see rarest)
     num_distinct_words: int = 5000  # size of the vocabulary, 4 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
-    optimizer: str = "adam"  # with Keras's default settings
+    optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
     validation_split: float = 0.20  # last part of the training set, held out
-    verbosity_mode: int = 1  # 0 silent, 1 progress, 2 one line an epoch
+    verbosity_mode: int = 1  # of the epochs: 0 silent, 1 progress, 2 one line each
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
     masked: bool = False  # pad after the text, skip the padding, batch by length
-    rarest: bool = False  # skip unknown words and a long review's most frequent ones
+    rarest: bool = False  # skip unknown words; cut the most frequent, not the start
     num_bigrams: int = 0  # so many pairs of neighbouring words are tokens, too
     pooling: str = "last"  # Dense reads the last state, or concat: last, mean, maximum
     word_dropout: float = 0.0  # share of the words hidden in training; needs masked
@@ -72,7 +72,7 @@ class Config:
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
     seed: int = 1  # same seed, same machine, same result
-    force_cpu: bool = False  # hide the GPU, for when it is slower
+    force_cpu: bool = False  # hide the GPU, for when it is slower; before import
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
     plot: str = ""  # a picture to draw of the training, or of what --predict reads
@@ -95,7 +95,7 @@ class Config:
 
 
 PRESETS = {"article": {}}
-# The same words, put to better use; in points of accuracy on held-out training reviews:
+# The same words, put to better use. Points: held-out accuracy lost without the value.
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.6 points
@@ -105,13 +105,13 @@ PRESETS["tuned"] = {
     "learning_rate": 0.005,  # 0.2 points
     "cosine_decay": True,  # 0.2 points
     "embedding_output_dims": 32,  # 0.1 points
-    "validation_split": 0.0,  # a fifth more reviews to learn from
+    "validation_split": 0.0,  # a quarter more reviews to learn from
 }
 PRESETS["large"] = PRESETS["tuned"] | {
     "num_distinct_words": 20000,  # 0.6 points
     "num_bigrams": 20000,  # 1.7 points; such as "not good"
     "dropout": 0.7,  # 0 points, 4% less loss
-    "word_dropout": 0.6,  # 0 points, 2% less loss over five fifths
+    "word_dropout": 0.6,  # 0 points, 2% less loss in cross-validation
     "lstm_units": 32,  # 0.1 points
 }
 
@@ -140,7 +140,7 @@ def parse_command_line(arguments):
     for f in fields(Config):
         kind = kinds.get(f.type, {"type": f.type, "metavar": f.type.__name__.upper()})
         text, flag = f"{comments[f.name]} ({getattr(Config(), f.name)})", f"--{f.name}"
-        parser.add_argument(flag.replace("_", "-"), flag, help=text, **kind)
+        parser.add_argument(*sorted({flag, flag.replace("_", "-")}), help=text, **kind)
     text = "which values to start from (article)"
     parser.add_argument("--preset", choices=PRESETS, default="article", help=text)
     text = "texts to classify with the kept model; - for the lines of standard input"
@@ -156,17 +156,18 @@ def parse_command_line(arguments):
 
 IN_NOTEBOOK = "ipykernel" in sys.modules  # whose command line is not ours
 IS_SCRIPT = __name__ == "__main__" and not IN_NOTEBOOK
-config, texts = Config(), None
+config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
-    sys.stdout.reconfigure(errors="replace")  # a ? for what a terminal cannot show
-    if "IPython" not in sys.modules:  # Ctrl-C and a closed pipe end it, as other tools
+    gc.disable()  # looking for garbage among 50,000 lists would take longer than them
+    if "IPython" not in sys.modules:  # Ctrl-C and a closed pipe end it like any tool
+        sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
         for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 # %% The CPU switch, and TensorFlow
-# TensorFlow takes the GPU when it is imported: in the article the switch came too late.
+# TensorFlow looks for a GPU when it is imported, so the switch has to come before.
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
@@ -184,25 +185,20 @@ finally:
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of token ids: four are special, then come the words by frequency.
-PADDING, START, OUT_OF_VOCABULARY, UNUSED, FIRST_WORD = range(5)
+PADDING, START, OUT_OF_VOCABULARY, UNUSED, FIRST_WORD = range(5)  # as Keras's IMDB
 
 
 def load_data(config):
     """Read IMDB, downloaded the first time, or config.data; raises UserError.
     Returns (x_train, y_train), (x_test, y_test), vocabulary: object arrays of reviews,
-    int64 labels, 1 for positive, and the words, whose ids count up from FIRST_WORD."""
+    int64 labels, 1 for positive, and a dict from word to id, by frequency."""
     if config.data:
         return read_csv(config)
-    gc.disable()  # looking for garbage among 50,000 new lists would double the time
-    problem = (
-        "imdb.npz: check the network, or delete a damaged copy in ~/.keras/datasets"
-    )
-    with told_in_one_line(problem), contextlib.ExitStack() as stack:
-        stack.callback(gc.enable)
+    with as_user_error("IMDB: check the network, or empty ~/.keras/datasets"):
         train, test = keras.datasets.imdb.load_data(num_words=config.num_distinct_words)
         ranks = keras.datasets.imdb.get_word_index()
     words = sorted(ranks, key=ranks.get)[: config.num_distinct_words - FIRST_WORD]
-    return train, test, words
+    return train, test, dict(zip(words, itertools.count(FIRST_WORD)))
 
 
 def prepare(reviews, vocabulary, config):
@@ -210,7 +206,7 @@ def prepare(reviews, vocabulary, config):
     length = config.max_sequence_length
     if config.num_bigrams:
         reviews = add_bigrams(reviews, vocabulary)
-    if config.rarest:  # frequent words and unknown ones say least
+    if config.rarest:  # high ids, rare words and bigrams, say most, unknown words least
         reviews = [np.array(review) for review in reviews]
         reviews = [x[x != OUT_OF_VOCABULARY] for x in reviews]
         reviews = [x[np.sort(np.argsort(x, kind="stable")[-length:])] for x in reviews]
@@ -220,19 +216,19 @@ def prepare(reviews, vocabulary, config):
 
 # %% Model: Embedding -> LSTM -> Dense
 # The embedding gives each word a vector, the LSTM reads the vectors one by one and
-# keeps what matters in its state, Dense makes a probability of the state.
+# keeps what matters in its state, Dense turns the state into a probability.
 def build_model(config):
     """Return a keras.Sequential: token ids (batch, max_sequence_length) in, float32
     probabilities of a positive review (batch, 1) out. Raises UserError."""
-    tokens = config.num_distinct_words + config.num_bigrams
+    size = config.num_distinct_words + config.num_bigrams
     vectors = {"output_dim": config.embedding_output_dims, "mask_zero": config.masked}
     concat = config.pooling == "concat"
     options = {"units": config.lstm_units, "dropout": config.dropout}
     options |= {"return_sequences": concat, **config.lstm_options}
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
-    model.add(keras.layers.Embedding(tokens, **vectors, name="embedding"))
-    with told_in_one_line("lstm_options" if config.lstm_options else "lstm_units"):
+    model.add(keras.layers.Embedding(size, **vectors, name="embedding"))
+    with as_user_error("lstm_options" if config.lstm_options else "lstm_units"):
         # keras.layers.LSTM, but faster: see "The fast LSTM" below, or never.
         model.add(FastLSTM(**options, name="lstm"))
         if concat:
@@ -248,17 +244,18 @@ def build_model(config):
 # %% Training
 def compile_model(model, config):
     """Give the model optimizer, loss and metrics, and try them; raises UserError."""
-    with told_in_one_line("optimizer"):
+    with as_user_error("optimizer"):
         optimizer = keras.optimizers.get(config.optimizer)
         if config.learning_rate is not None:
             optimizer.learning_rate = config.learning_rate
     model.compile(optimizer, config.loss_function, metrics=[*config.additional_metrics])
-    labels, good, bad = np.array([0, 1]), *tf.constant([[[0.1], [0.9]], [[0.9], [0.1]]])
-    with told_in_one_line("loss_function"):
+    labels = np.array([0, 1])
+    good, bad = tf.constant([[[0.1], [0.9]], [[0.9], [0.1]]])
+    with as_user_error("loss_function"):
         right, wrong = (model.compute_loss(None, labels, p) for p in (good, bad))
         if not right < wrong:
             raise ValueError("it does not prefer good probabilities to bad ones")
-    with told_in_one_line("additional_metrics"):
+    with as_user_error("additional_metrics"):
         model.compute_metrics(None, labels, good)
     model.reset_metrics()
 
@@ -269,12 +266,12 @@ def train(model, x, y, size, config):
         steps = math.ceil(size / config.batch_size) * config.number_of_epochs
         schedules, rate = keras.optimizers.schedules, model.optimizer.learning_rate
         model.optimizer.learning_rate = schedules.CosineDecay(float(rate), steps)
-    model.optimizer.build(model.trainable_variables)  # or `fit` traces the step twice
+    model.optimizer.build(model.trainable_variables)  # else `fit` traces the step twice
     bar = config.verbosity_mode == 1 and (IN_NOTEBOOK or sys.stdout.isatty())
-    model.steps_per_execution = 1 if bar else 8  # how often to return to Python
+    model.steps_per_execution = 1 if bar else 8  # between two returns to Python
     times = [time.perf_counter()]
 
-    def print_epoch(epoch, logs):  # where a bar would write control characters
+    def print_epoch(epoch, logs):  # plain lines for a file or a pipe, where no bar is
         times.append(time.perf_counter())
         values = [f"{name}: {value:.4f}" for name, value in logs.items()]
         epochs, seconds = config.number_of_epochs, times[-1] - times[-2]
@@ -287,7 +284,7 @@ def train(model, x, y, size, config):
         validation_data=batches(x[size:], y[size:], config) if size < len(x) else None,
         epochs=config.number_of_epochs,
         verbose=int(bar),
-        shuffle=False,  # the batches are
+        shuffle=False,  # `batches` shuffles
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=print_epoch)],
     )
 
@@ -302,7 +299,7 @@ def batches(x, y, config, training=False):
     random = np.random.default_rng(config.seed)
 
     def generate():
-        order = random.permutation(len(x)) if training else np.arange(len(x))
+        order = random.permutation(len(x))
         if config.masked:
             order = order[np.argsort(lengths[order], kind="stable")]
         groups = np.array_split(order, steps)  # of one size, give or take one
@@ -311,8 +308,7 @@ def batches(x, y, config, training=False):
             if config.masked:
                 real = tokens != PADDING
                 if training:  # without some words: word dropout, Iyyer et al. 2015
-                    chance = random.random(tokens.shape, "float32")
-                    real &= chance >= config.word_dropout
+                    real &= random.random(tokens.shape, "f4") >= config.word_dropout
                     real[:, 0] = True  # no review is left empty
                 tokens = [row[kept] for row, kept in zip(tokens, real)]
                 tokens = keras.utils.pad_sequences(tokens, width, padding="post")
@@ -332,7 +328,7 @@ def main(config):
     Returns (model, history, test_results): the trained keras.Sequential, Keras's
     History of the fit, and a dict of the loss and the metrics on the test reviews."""
     check_paths(config)
-    with told_in_one_line("seed"):
+    with as_user_error("seed"):
         keras.utils.set_random_seed(config.seed)
     model = build_model(config)
     compile_model(model, config)
@@ -341,13 +337,14 @@ def main(config):
     (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
     print(x_train.shape, x_test.shape, sep="\n")
     size = max(1, int(len(x_train) * (1 - config.validation_split)))
-    vocabulary += choose_bigrams(x_train[:size], y_train[:size], vocabulary, config)
+    if config.num_bigrams:
+        vocabulary |= choose_bigrams(x_train[:size], y_train[:size], vocabulary, config)
     x_train = prepare(x_train, vocabulary, config)
     x_test = prepare(x_test, vocabulary, config)
     load_time = time.perf_counter() - start
 
     model.vocabulary, model.config = vocabulary, config
-    with told_in_one_line("lstm_options"):
+    with as_user_error("lstm_options"):
         kept_form(model)  # a model that could not be kept is not worth training
     model.summary()
     start = time.perf_counter()
@@ -374,13 +371,13 @@ def main(config):
 
 # %% The story ends here: what it called upon follows, to be read when wanted
 @contextlib.contextmanager
-def told_in_one_line(text):
+def as_user_error(text):
     """Turn any exception into a UserError: `text`, then what the exception says."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
-        said = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{text}: {said}") from None
+        said = " ".join(str(error).split())[:150]
+        raise UserError(f"{text}: {said or type(error).__name__}") from None
 
 
 def check_paths(config, names=("model_path", "plot")):
@@ -402,28 +399,26 @@ def check_paths(config, names=("model_path", "plot")):
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, vocabulary, config):
-    """Return num_bigrams str such as "not good", whose share of positive reviews is the
-    most standard deviations away from usual."""
-    if not config.num_bigrams:
-        return []
+    """Return a dict from bigram, str such as "not good", to id: the num_bigrams that
+    occur in positive reviews most above or below chance, in standard deviations."""
     tokens = np.concatenate(reviews).astype(np.int64)
     positive = np.repeat(labels, [len(review) for review in reviews])[1:]
-    first, second = tokens[:-1], tokens[1:]  # START, no word, is between two reviews
-    real = (first >= FIRST_WORD) & (second >= FIRST_WORD)
-    codes = first[real] * 2**32 + second[real]
+    first, second = tokens[:-1], tokens[1:]
+    real = (first >= FIRST_WORD) & (second >= FIRST_WORD)  # two words of one review
+    codes = first[real] * 2**32 + second[real]  # a pair of ids as one number
     codes, places, seen = np.unique(codes, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[real]) - seen * labels.mean()
     surprise = np.abs(surprise) / np.sqrt(seen + 1)
     best = codes[np.argsort(-surprise, kind="stable")[: config.num_bigrams]]
     words = ["", "", "", "", *vocabulary]  # by token id
-    return [f"{words[code // 2**32]} {words[code % 2**32]}" for code in best.tolist()]
+    bigrams = (f"{words[code // 2**32]} {words[code % 2**32]}" for code in best)
+    return dict(zip(bigrams, itertools.count(len(words))))
 
 
 def add_bigrams(reviews, vocabulary):
     """Put each bigram of the vocabulary behind its second word, as one more token."""
-    ids = {entry: token for token, entry in enumerate(vocabulary, FIRST_WORD)}
-    bigrams = [entry.split(" ") for entry in vocabulary if " " in entry]
-    pairs = {(ids[a], ids[b]): ids[f"{a} {b}"] for a, b in bigrams}
+    bigrams = [entry for entry in vocabulary if " " in entry]
+    pairs = {tuple(map(vocabulary.get, b.split(" "))): vocabulary[b] for b in bigrams}
     longer = []
     for review in reviews:
         tokens = [START]
@@ -435,21 +430,23 @@ def add_bigrams(reviews, vocabulary):
 
 # %% The fast LSTM
 # It is keras.layers.LSTM, same weights, same numbers; you can go on without reading it.
-# On a CPU, Keras runs twenty small operations a time step. TensorFlow's BlockLSTM runs
-# them all, for all time steps, in one: training takes a third of the time.
+# On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM
+# runs them all, for all time steps, in one: training takes a third of the time.
 def lstm_states(inputs, h, c, cell):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
     cell over inputs (batch, time, features), from the states h and c (batch, units).
-    Returns the state h after each time step, (batch, time, units)."""
+    At each time step three gates decide what to keep of the memory c (forget, f), what
+    to add to it of the new values (input, i), and what of it to show as h (output, o).
+    Returns h after each time step, (batch, time, units)."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)
     weights = tf.concat([i, new, f, o], 1)  # the order of the gates in BlockLSTM
     given = {"cs_prev": c, "h_prev": h, "w": weights[:-1], "b": weights[-1]}
-    unused = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros_like(h[0]))  # peepholes
-    unused |= {"forget_bias": 0.0, "cell_clip": -1.0}
+    off = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros_like(h[0]))  # peepholes
+    off |= {"forget_bias": 0.0, "cell_clip": -1.0}
     inputs = tf.transpose(inputs, (1, 0, 2))
-    steps = tf.cast(tf.shape(inputs)[0], "int64")
-    states = tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **unused).h
+    steps = tf.shape(inputs, "int64")[0]
+    states = tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **off).h
     return tf.transpose(states, (1, 0, 2))
 
 
@@ -472,8 +469,9 @@ class ConcatPooling(keras.layers.Layer):
 
 
 KERAS_LSTM = keras.layers.LSTM(1, name="lstm", dtype="float32").get_config()
-FREE = {"name", "trainable", "units", "return_sequences", "dropout", "seed"}
-FREE |= {name for name in KERAS_LSTM if name.endswith(("izer", "constraint"))}
+ANY_VALUE = {"name", "trainable", "units", "return_sequences", "dropout", "seed"}
+kinds = ("initializer", "regularizer", "constraint")
+ANY_VALUE |= {name for name in KERAS_LSTM if name.endswith(kinds)}
 
 
 @keras.saving.register_keras_serializable("lstm")
@@ -482,25 +480,23 @@ class FastLSTM(keras.layers.LSTM):
     wherever an option asks for something else, and on a GPU, where Keras uses cuDNN."""
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        # Options that Keras may yet get count, too: all but FREE have their defaults.
+        # All other options need their defaults, those of a later Keras, too.
         changed = {n for n, v in self.get_config().items() if v != KERAS_LSTM.get(n)}
-        if changed - FREE or tf.config.list_logical_devices("GPU"):
+        if changed - ANY_VALUE or tf.config.list_logical_devices("GPU"):
             return super().inner_loop(sequences, initial_state, mask, training)
-        if training and self.dropout:  # of the same features at every time step
+        if training and self.dropout:  # the same numbers at every time step
             sequences *= self.cell.get_dropout_mask(sequences[:, 0])[:, None]
-        batch = tf.shape(sequences)[0]  # in two halves, which keep two cores busy
-        even = [tf.concat([x, x[: batch % 2]], 0) for x in (sequences, *initial_state)]
-        halves = zip(*(tf.split(x, 2) for x in even))
-        states = [lstm_states(*half, self.cell) for half in halves]
-        states = tf.concat(states, 0)[:batch]
+        n, given = tf.shape(sequences)[0], (sequences, *initial_state)
+        halves = [x[: (n + 1) // 2] for x in given], [x[n // 2 :] for x in given]
+        first, second = (lstm_states(*half, self.cell) for half in halves)  # two cores
+        states = tf.concat([first, second[n % 2 :]], 0)  # of an odd n, one came twice
         if mask is not None:
-            t = tf.range(1, tf.shape(mask)[1] + 1)
-            lengths = tf.math.count_nonzero(mask, 1, keepdims=True, dtype=t.dtype)
-            tf.debugging.assert_equal(mask, t <= lengths, "mask is not right-padded")
+            both = mask[:, 1:] & mask[:, :-1]
+            tf.debugging.assert_equal(mask[:, 1:], both, "mask is not right-padded")
             states = tf.concat([initial_state[0][:, None], states], 1)
-            t = tf.minimum(t, lengths)  # over the padding the last state, as in Keras
+            t = tf.cumsum(tf.cast(mask, "int32"), 1)  # stays the last over the padding
             states = tf.gather(states, t, batch_dims=1)
-        return states[:, -1], states, initial_state
+        return states[:, -1], states, initial_state  # nobody reads the last of these
 
 
 # %% After training: keep the model, use it, look at it
@@ -540,12 +536,13 @@ def kept_form(model):
 
 def load(path):
     """Read a model that training kept; raises UserError if it is none."""
-    with told_in_one_line(f"model_path: {path} is no model of this script; train one"):
+    with as_user_error(f"model_path: {path} is no model of this script; train one"):
         model = keras.saving.load_model(path, compile=False)
-        model.vocabulary = model.get_layer("lookup").get_vocabulary()[FIRST_WORD:]
+        words = model.get_layer("lookup").get_vocabulary()[FIRST_WORD:]
+        model.vocabulary = dict(zip(words, itertools.count(FIRST_WORD)))
         reads = {"masked": model.get_layer("embedding").mask_zero}
         reads |= {"rarest": model.input.name == "rarest_words"}
-        reads |= {"num_bigrams": sum(" " in entry for entry in model.vocabulary)}
+        reads |= {"num_bigrams": sum(" " in word for word in words)}
         model.config = Config(max_sequence_length=model.input_shape[1], **reads)
     return model
 
@@ -556,24 +553,23 @@ def predict(texts, model):
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         return np.zeros(0, "float32")
-    vocabulary = list(model.vocabulary)
-    ids = {word: token for token, word in enumerate(vocabulary, FIRST_WORD)}
-    tokens = prepare([encode(text, ids) for text in texts], vocabulary, model.config)
+    reviews = [encode(text, model.vocabulary) for text in texts]
+    tokens = prepare(reviews, model.vocabulary, model.config)
     if not isinstance(model, keras.Sequential):  # a kept form, which takes words
-        words = np.array(["", "[START]", "[UNK]", "[UNUSED]", *vocabulary], object)
-        tokens = tf.constant(words[tokens])
+        words = ["", "[START]", "[UNK]", "[UNUSED]", *model.vocabulary]
+        tokens = tf.constant(np.array(words, object)[tokens])
     return model.predict(tokens, batch_size=1000, verbose=0)[:, 0]
 
 
-def encode(text, ids):
+def encode(text, vocabulary):
     """Turn a text into an int32 array of token ids: START, then its words'."""
-    words = [ids.get(word, OUT_OF_VOCABULARY) for word in split_words(text, ids)]
-    return np.array([START, *words], "int32")
+    ids = [vocabulary.get(w, OUT_OF_VOCABULARY) for w in split_words(text, vocabulary)]
+    return np.array([START, *ids], "int32")
 
 
 def split_words(text, known=()):
     """Split a text as the IMDB reviews were: lower case, at ASCII's punctuation but '.
-    What is then not `known` is split at all that is no letter, mark or digit."""
+    A word not `known` is split again, at all but letters, marks, digits and '."""
     words = []
     for word in re.split(r"[\t\n\r !-&(-/:-@\[-`{-~]", text.lower()):
         if word not in known:
@@ -596,27 +592,24 @@ def classify(texts, config):
 
     check_paths(config, ["plot"])
     model, shown = load(config.model_path), []
-    for some in standard_input() if texts == ["-"] else [texts]:
-        for text, probability in zip(some, predict(some, model)):
+    for group in standard_input() if texts == ["-"] else [texts]:
+        for text, probability in zip(group, predict(group, model)):
             text = "".join(c if c.isprintable() else " " for c in text[:200]).strip()
             text = text if len(text) <= 50 else text[:47] + "..."
             label = "positive" if probability > 0.5 else "negative"
             print(f"{text} - {label} - {probability:.4f}", flush=True)
-        shown = (shown + some)[:6]
+        shown = (shown + group)[:6]
     if config.plot:
         plot_reading(shown, model, config.plot)
 
 
 def plot_reading(texts, model, path=""):
     """Draw how the probability of a positive review changes, word by word, to `path`.
-
     texts are one or up to six str, whose last 60 words count; model as for `predict`.
-    The words that move it most are marked, those it does not know are grey.
-    """
+    The words that move it most are marked, those it does not know are grey."""
     from matplotlib import pyplot  # it takes a second, so only here
 
     texts = [texts] if isinstance(texts, str) else texts[:6]
-    known = set(model.vocabulary)
     warnings.filterwarnings("ignore", "Glyph")  # a font without all of Unicode
     figure = pyplot.figure(figsize=(11, 3.5 * len(texts)), layout="constrained")
     for axis, text in zip(figure.subplots(len(texts), squeeze=False).flat, texts):
@@ -629,7 +622,7 @@ def plot_reading(texts, model, path=""):
         ticks = ["", *(words[n][:15] for n in shown[:-1])]
         axis.set_xticks(range(len(shown)), ticks, rotation=60, ha="right")
         for tick, word in zip(axis.get_xticklabels()[1:], words[shown[0] :]):
-            unknown = set(split_words(word, known)) - known
+            unknown = set(split_words(word, model.vocabulary)) - set(model.vocabulary)
             tick.set(parse_math=False, color="darkgrey" if unknown else "black")
         moves = np.diff(curve)
         for n in np.argsort(-np.abs(moves))[: sum(np.abs(moves) > 0.02)][:5]:
@@ -650,15 +643,15 @@ def plot_training(history, path):
     figure.savefig(path, dpi=150)
 
 
-# %% One's own reviews
+# %% Your own reviews
 def read_csv(config):
     """Read the CSV file config.data: columns text, label (0, 1, negative or positive),
     perhaps split (train, test); without, a fifth of each label is held out, by chance.
     Returns what `load_data` does; raises UserError."""
     path, form = config.data, {"encoding": "utf-8-sig", "newline": ""}
-    texts, labels, splits = [], [], []
+    texts, labels, splits, parts = [], [], [], []
     known = {"0": 0, "negative": 0, "1": 1, "positive": 1}
-    with told_in_one_line(f"data: {path}"), open(path, **form) as file:
+    with as_user_error(f"data: {path}"), open(path, **form) as file:
         rows = csv.DictReader(file, strict=True)
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
         if not {"text", "label"} <= set(rows.fieldnames):
@@ -677,18 +670,17 @@ def read_csv(config):
     for label in (0, 1) if "split" not in rows.fieldnames else ():
         order = random.permutation(np.flatnonzero(labels == label))
         held_out[order[: round(len(order) / 5)]] = True
-    counts, parts = Counter(), []
-    for row in np.flatnonzero(~held_out):
-        counts.update(split_words(texts[row]))
-    most = counts.most_common(config.num_distinct_words - FIRST_WORD)
-    ids = {word: token for token, (word, _) in enumerate(most, FIRST_WORD)}
+    train = np.flatnonzero(~held_out)
+    counts = Counter(word for row in train for word in split_words(texts[row]))
+    words = [w for w, _ in counts.most_common(config.num_distinct_words - FIRST_WORD)]
+    vocabulary = dict(zip(words, itertools.count(FIRST_WORD)))
     for part in (~held_out, held_out):
         order = random.permutation(np.flatnonzero(part))
         if len(set(labels[order])) < 2:
             raise UserError(f"data: {path}: training and test need both labels each")
-        reviews = (encode(texts[row], ids) for row in order)
+        reviews = (encode(texts[row], vocabulary) for row in order)
         parts.append((np.fromiter(reviews, object, len(order)), labels[order]))
-    return *parts, list(ids)
+    return *parts, vocabulary
 
 
 # %% Start: the script and the notebook alike

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -70,7 +71,8 @@ def random_model(*arguments, **fields):
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     bigrams = [f"word{rank} word{rank + 1}" for rank in range(1, 96)]
     known = config.num_distinct_words - 4
-    model.vocabulary = WORDS[:known] + bigrams[: config.num_bigrams]
+    words = WORDS[:known] + bigrams[: config.num_bigrams]
+    model.vocabulary = dict(zip(words, itertools.count(4)))
     model.config = config
     return model, config
 

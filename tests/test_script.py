@@ -175,7 +175,7 @@ def test_no_network_and_no_copy(run):
     process = run(IMDB_STAND_IN="", expect=2)
     assert process.stdout == ""
     assert process.stderr.count("\n") == 1
-    assert_one_line(process.stderr, "imdb.npz", "storage.googleapis.com")
+    assert_one_line(process.stderr, "IMDB", "storage.googleapis.com")
 
 
 def test_hinted_command_works(run):
