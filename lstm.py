@@ -84,7 +84,7 @@ class Config:
             value, lowest = getattr(self, f.name), least.get(f.name, 1)
             if f.type is int and value < lowest:
                 raise UserError(f"{f.name}: {value} is below {lowest}")
-            if f.type is float and value is not None and not 0 <= value < 1:
+            if f.type is float and f.name != "learning_rate" and not 0 <= value < 1:
                 raise UserError(f"{f.name}: {value} is not from 0 to below 1")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
@@ -154,8 +154,8 @@ def parse_command_line(arguments):
         parser.error(str(error))  # exits with code 2, as for any wrong flag
 
 
-IN_NOTEBOOK = "ipykernel" in sys.modules  # whose command line is not ours
-IS_SCRIPT = __name__ == "__main__" and not IN_NOTEBOOK
+IN_NOTEBOOK = "ipykernel" in sys.modules  # its command line is not ours, %run's is
+IS_SCRIPT = __name__ == "__main__" and not (IN_NOTEBOOK and "kernel" in sys.argv[0])
 config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
@@ -181,6 +181,7 @@ try:
     import tensorflow as tf
 finally:
     os.dup2(stderr, 2)
+tf.get_logger().setLevel("ERROR")  # else a process warns of its third model
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
@@ -328,6 +329,8 @@ def main(config):
     Returns (model, history, test_results): the trained keras.Sequential, Keras's
     History of the fit, and a dict of the loss and the metrics on the test reviews."""
     check_paths(config)
+    if config.force_cpu and tf.config.list_physical_devices("GPU"):
+        raise UserError("force_cpu: too late in this process; set it as the default")
     with as_user_error("seed"):
         keras.utils.set_random_seed(config.seed)
     model = build_model(config)
@@ -376,7 +379,7 @@ def as_user_error(text):
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
-        said = " ".join(str(error).split())[:150]
+        said = re.sub(r"\x1b\[\w+|\s+", " ", str(error)).strip()[:150]
         raise UserError(f"{text}: {said or type(error).__name__}") from None
 
 
@@ -384,12 +387,12 @@ def check_paths(config, names=("model_path", "plot")):
     """Raise UserError for what would fail, or overwrite the data, after training."""
     for name in names:
         path = str(getattr(config, name))
-        writable = os.access(os.path.dirname(path) or ".", os.W_OK)
-        if path and (os.path.isdir(path) or not writable):
+        folder = os.path.join(os.path.dirname(path) or ".", "")
+        if path and (os.path.isdir(path) or not os.access(folder, os.W_OK)):
             raise UserError(f"{name}: {path} cannot be written; choose another place")
         if path and os.path.realpath(path) == os.path.realpath(config.data):
             raise UserError(f"{name}: {path} is the data; choose another name")
-    if config.plot and not config.plot.lower().endswith((".png", ".pdf", ".svg")):
+    if config.plot and not str(config.plot).lower().endswith((".png", ".pdf", ".svg")):
         raise UserError(f"plot: {config.plot} must end in .png, .pdf or .svg")
     if config.plot and not importlib.util.find_spec("matplotlib"):
         raise UserError("plot: needs Matplotlib; pip install matplotlib")
@@ -585,7 +588,7 @@ def classify(texts, config):
 
     def standard_input():  # lists of the lines that are there by now, not of all
         rest = b""
-        while chunk := sys.stdin.buffer.read1(2**20):
+        while chunk := sys.stdin.buffer.read1(2**16):
             *lines, rest = (rest + chunk).split(b"\n")
             yield [line.decode(errors="replace") for line in lines]
         yield [rest.decode(errors="replace")] if rest else []
@@ -599,7 +602,7 @@ def classify(texts, config):
             label = "positive" if probability > 0.5 else "negative"
             print(f"{text} - {label} - {probability:.4f}", flush=True)
         shown = (shown + group)[:6]
-    if config.plot:
+    if config.plot and shown:
         plot_reading(shown, model, config.plot)
 
 

@@ -20,6 +20,8 @@ _, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0, plot="curves.png
 print(predict(["word1 word2"], model).shape)
 print("again", len(again.history["loss"]))
 """
+RUN = f"%run {ROOT / 'lstm.py'} --number-of-epochs 3 --max-sequence-length 9\n"
+RUN += "print('run', len(history.history['loss']), model.input_shape)"
 MISTAKE = "main(Config(batch_size=0))"
 
 
@@ -34,6 +36,7 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     parts = re.split(r"^(?=# %%)", source, flags=re.MULTILINE)
     assert len(parts) > 5
     cells = [*([source] if form == "pasted" else parts), AFTER]
+    cells += [RUN] if form == "pasted" else []
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     expected = {"tags": ["raises-exception"]}
@@ -48,6 +51,7 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     assert "Test results - Loss: " in text
     assert "Sequential 1 ['accuracy', 'loss']" in text
     assert "again 2" in text
+    assert "run 3 (None, 9)" in text or form == "cells"
     assert "(1,)" in text
     assert [out for out in outputs if "image/png" in out.get("data", {})]
     (error,) = (out for out in outputs if out.output_type == "error")

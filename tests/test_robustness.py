@@ -87,6 +87,7 @@ def test_full_disk(environment, tmp_path):
         ({"plot": "c"}, "plot"),
         ({"plot": "no/folder/c.png"}, "plot"),
         ({"model_path": "no/folder/lstm.keras"}, "model_path"),
+        ({"model_path": "r.csv/lstm.keras"}, "model_path"),
     ],
     ids=str,
 )
@@ -149,6 +150,9 @@ def test_train_on_ones_own_and_predict(run, start, tmp_path):
     assert {*os.listdir(tmp_path)} - {"keras"} == {"r.csv", "r.png", "lstm.keras"}
     with open(SAMPLE, "rb") as file:
         assert (tmp_path / "r.csv").read_bytes() == file.read()
+
+    process = run("--predict", "-", "--plot", "read.png", text="")
+    assert (process.stdout, process.stderr) == ("", "")
 
     texts = ["I loved every minute", "I fell asleep twice", "", "\x1b[31m 😀", "x" * 99]
     process = run("--predict", *texts)

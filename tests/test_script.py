@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import tensorflow as tf
 from conftest import ROOT, TINY, assert_one_line
 
 import lstm
@@ -73,7 +74,7 @@ def test_help_and_wrong_flags_answer_before_tensorflow_is_imported(run, python):
 def test_flags_are_the_fields():
     arguments = "--batch-size 7 --lstm_units=3 --masked --no-rarest --dropout 0.5"
     arguments += " --lstm-options use_bias=False units=4 activation=relu"
-    arguments += " --additional-metrics auc accuracy"
+    arguments += " --additional-metrics auc accuracy --learning-rate 1.0"
     config, texts = lstm.parse_command_line(arguments.split())
     assert texts is None
     assert list(config.additional_metrics) == ["auc", "accuracy"]
@@ -82,6 +83,7 @@ def test_flags_are_the_fields():
         lstm_units=3,
         masked=True,
         dropout=0.5,
+        learning_rate=1.0,
         lstm_options={"use_bias": False, "units": 4, "activation": "relu"},
         additional_metrics=(),
     )
@@ -144,7 +146,7 @@ def test_wrong_flag_is_one_line(arguments, word, capsys, monkeypatch):
 def test_what_keras_refuses_names_the_field_before_loading(given, monkeypatch):
     (name,) = given
     monkeypatch.setattr(lstm, "load_data", None)
-    with pytest.raises(lstm.UserError, match=rf"\A{name}: .*\Z"):
+    with pytest.raises(lstm.UserError, match=rf"\A{name}: [^\x1b\n]*\Z"):
         lstm.main(lstm.Config(**given))
 
 
@@ -175,7 +177,7 @@ def test_no_network_and_no_copy(run):
     process = run(IMDB_STAND_IN="", expect=2)
     assert process.stdout == ""
     assert process.stderr.count("\n") == 1
-    assert_one_line(process.stderr, "IMDB", "storage.googleapis.com")
+    assert_one_line(process.stderr, "IMDB", "network", "storage.googleapis.com")
 
 
 def test_hinted_command_works(run):
@@ -236,6 +238,13 @@ def test_flags_in_the_readme_exist(run):
     assert flags
     for flag in flags:
         assert re.search(rf"{flag}[ ,]", known), flag
+
+
+def test_cpu_switch_that_comes_too_late_is_told(monkeypatch):
+    monkeypatch.setattr(lstm, "load_data", None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    with pytest.raises(lstm.UserError, match=r"\Aforce_cpu: .*\Z"):
+        lstm.main(lstm.Config(force_cpu=True))
 
 
 PROBE = """
