@@ -296,13 +296,12 @@ def batches(x, y, config, training=False):
     steps = math.ceil(len(x) / (config.batch_size if training else 1000))
     cut = config.masked and not config.lstm_options.get("unroll")
     width = None if cut else x.shape[1]
-    lengths = np.count_nonzero(x, axis=1)
     random = np.random.default_rng(config.seed)
 
     def generate():
         order = random.permutation(len(x))
         if config.masked:
-            order = order[np.argsort(lengths[order], kind="stable")]
+            order = order[np.argsort(np.count_nonzero(x[order], 1), kind="stable")]
         groups = np.array_split(order, steps)  # of one size, give or take one
         for i in random.permutation(steps):
             tokens = x[groups[i]]
@@ -588,9 +587,10 @@ def classify(texts, config):
 
     def standard_input():  # lists of the lines that are there by now, not of all
         rest = b""
-        while chunk := sys.stdin.buffer.read1(2**16):
+        while chunk := sys.stdin.buffer.read1(2**20):
             *lines, rest = (rest + chunk).split(b"\n")
-            yield [line.decode(errors="replace") for line in lines]
+            for i in range(0, len(lines), 1000):
+                yield [line.decode(errors="replace") for line in lines[i : i + 1000]]
         yield [rest.decode(errors="replace")] if rest else []
 
     check_paths(config, ["plot"])
