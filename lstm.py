@@ -4,11 +4,11 @@
 Embedding -> LSTM -> Dense for five epochs, reports the accuracy on 25,000 reviews it
 never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`:
 
-    --preset article    87.0 +- 0.5%, the values of a well-known article
+    --preset article    87.0 +- 0.5%, the values of Christian Versloot's article
     --preset tuned      89.6 +- 0.1%, the same words, put to better use
     --preset large      90.9 +- 0.1%, more words, and bigrams
 
-The story ends with `main`; what it calls upon follows. Each part is a cell (`# %%`).
+Read it from the top to `main`; helpers follow. Each part is a cell (`# %%`).
 """
 
 # %% Python's tools; TensorFlow follows once the CPU switch is set
@@ -49,7 +49,7 @@ class UserError(Exception):
 class Config:
     """Every choice of a run. Raises UserError for a value that cannot work."""
 
-    # The article's
+    # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
     batch_size: int = 128  # reviews per training step
     embedding_output_dims: int = 15  # length of the vector that stands for a word
@@ -58,21 +58,21 @@ class Config:
     num_distinct_words: int = 5000  # size of the vocabulary, 4 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
-    validation_split: float = 0.20  # last part of the training set, held out
+    validation_split: float = 0.20  # share of the training set held out, from its end
     verbosity_mode: int = 1  # of the epochs: 0 silent, 1 progress, 2 one line each
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
     masked: bool = False  # pad after the text, skip the padding, batch by length
-    rarest: bool = False  # skip unknown words; cut the most frequent, not the start
-    num_bigrams: int = 0  # so many pairs of neighbouring words are tokens, too
-    pooling: str = "last"  # Dense reads the last state, or concat: last, mean, maximum
-    word_dropout: float = 0.0  # share of the words hidden in training; needs masked
-    dropout: float = 0.0  # share of the numbers hidden before and after the LSTM
+    rarest: bool = False  # drop unknown words; shorten by the commonest, not the start
+    num_bigrams: int = 0  # how many word pairs, such as "not good", become tokens
+    pooling: str = "last"  # Dense sees the last state; concat adds mean and maximum
+    word_dropout: float = 0.0  # share of the words left out in training; needs masked
+    dropout: float = 0.0  # share of the numbers set to 0 before and after the LSTM
     learning_rate: float = None  # in place of the optimizer's own
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
     seed: int = 1  # same seed, same machine, same result
-    force_cpu: bool = False  # hide the GPU, for when it is slower; before import
+    force_cpu: bool = False  # hide a GPU that is slower; set before the import
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
     plot: str = ""  # a picture to draw of the training, or of what --predict reads
@@ -85,7 +85,7 @@ class Config:
             if f.type is int and value < lowest:
                 raise UserError(f"{f.name}: {value} is below {lowest}")
             if f.type is float and f.name != "learning_rate" and not 0 <= value < 1:
-                raise UserError(f"{f.name}: {value} is not from 0 to below 1")
+                raise UserError(f"{f.name}: {value} is not at least 0 and below 1")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         if self.word_dropout and not self.masked:
@@ -95,7 +95,7 @@ class Config:
 
 
 PRESETS = {"article": {}}
-# The same words, put to better use. Points: held-out accuracy lost without the value.
+# The same words, put to better use. Points: of held-out accuracy, lost without it.
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.6 points
@@ -154,12 +154,12 @@ def parse_command_line(arguments):
         parser.error(str(error))  # exits with code 2, as for any wrong flag
 
 
-IN_NOTEBOOK = "ipykernel" in sys.modules  # its command line is not ours, %run's is
+IN_NOTEBOOK = "ipykernel" in sys.modules  # sys.argv is the kernel's, but for %run
 IS_SCRIPT = __name__ == "__main__" and not (IN_NOTEBOOK and "kernel" in sys.argv[0])
 config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
-    gc.disable()  # looking for garbage among 50,000 lists would take longer than them
+    gc.disable()  # else Python searches 50,000 lists for garbage while they load
     if "IPython" not in sys.modules:  # Ctrl-C and a closed pipe end it like any tool
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
         for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
@@ -181,7 +181,7 @@ try:
     import tensorflow as tf
 finally:
     os.dup2(stderr, 2)
-tf.get_logger().setLevel("ERROR")  # else a process warns of its third model
+tf.get_logger().setLevel("ERROR")  # else a process that builds three models is warned
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
@@ -207,12 +207,12 @@ def prepare(reviews, vocabulary, config):
     length = config.max_sequence_length
     if config.num_bigrams:
         reviews = add_bigrams(reviews, vocabulary)
-    if config.rarest:  # high ids, rare words and bigrams, say most, unknown words least
+    if config.rarest:  # keep the highest ids (bigrams, rare words), in the text's order
         reviews = [np.array(review) for review in reviews]
         reviews = [x[x != OUT_OF_VOCABULARY] for x in reviews]
         reviews = [x[np.sort(np.argsort(x, kind="stable")[-length:])] for x in reviews]
     padding = "post" if config.masked else "pre"  # zeros after the text or before it
-    return keras.utils.pad_sequences(reviews, length, padding=padding)
+    return keras.utils.pad_sequences(reviews, length, padding=padding)  # cuts the start
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -221,14 +221,14 @@ def prepare(reviews, vocabulary, config):
 def build_model(config):
     """Return a keras.Sequential: token ids (batch, max_sequence_length) in, float32
     probabilities of a positive review (batch, 1) out. Raises UserError."""
-    size = config.num_distinct_words + config.num_bigrams
+    num_tokens = config.num_distinct_words + config.num_bigrams
     vectors = {"output_dim": config.embedding_output_dims, "mask_zero": config.masked}
     concat = config.pooling == "concat"
     options = {"units": config.lstm_units, "dropout": config.dropout}
     options |= {"return_sequences": concat, **config.lstm_options}
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
-    model.add(keras.layers.Embedding(size, **vectors, name="embedding"))
+    model.add(keras.layers.Embedding(num_tokens, **vectors, name="embedding"))
     with as_user_error("lstm_options" if config.lstm_options else "lstm_units"):
         # keras.layers.LSTM, but faster: see "The fast LSTM" below, or never.
         model.add(FastLSTM(**options, name="lstm"))
@@ -329,7 +329,7 @@ def main(config):
     History of the fit, and a dict of the loss and the metrics on the test reviews."""
     check_paths(config)
     if config.force_cpu and tf.config.list_physical_devices("GPU"):
-        raise UserError("force_cpu: too late in this process; set it as the default")
+        raise UserError("force_cpu: too late in this process; change its default")
     with as_user_error("seed"):
         keras.utils.set_random_seed(config.seed)
     model = build_model(config)
@@ -371,7 +371,7 @@ def main(config):
     return model, history, results
 
 
-# %% The story ends here: what it called upon follows, to be read when wanted
+# %% The story ends here. Helpers: what the cells above call, to be read when wanted
 @contextlib.contextmanager
 def as_user_error(text):
     """Turn any exception into a UserError: `text`, then what the exception says."""
@@ -397,16 +397,16 @@ def check_paths(config, names=("model_path", "plot")):
         raise UserError("plot: needs Matplotlib; pip install matplotlib")
 
 
-# %% Bigrams
+# %% Bigrams and concat pooling
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, vocabulary, config):
     """Return a dict from bigram, str such as "not good", to id: the num_bigrams that
-    occur in positive reviews most above or below chance, in standard deviations."""
+    occur in positive reviews furthest from chance, roughly in standard deviations."""
     tokens = np.concatenate(reviews).astype(np.int64)
     positive = np.repeat(labels, [len(review) for review in reviews])[1:]
     first, second = tokens[:-1], tokens[1:]
-    real = (first >= FIRST_WORD) & (second >= FIRST_WORD)  # two words of one review
+    real = (first >= FIRST_WORD) & (second >= FIRST_WORD)  # START parts the reviews
     codes = first[real] * 2**32 + second[real]  # a pair of ids as one number
     codes, places, seen = np.unique(codes, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[real]) - seen * labels.mean()
@@ -430,32 +430,10 @@ def add_bigrams(reviews, vocabulary):
     return longer
 
 
-# %% The fast LSTM
-# It is keras.layers.LSTM, same weights, same numbers; you can go on without reading it.
-# On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM
-# runs them all, for all time steps, in one: training takes a third of the time.
-def lstm_states(inputs, h, c, cell):
-    """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
-    cell over inputs (batch, time, features), from the states h and c (batch, units).
-    At each time step three gates decide what to keep of the memory c (forget, f), what
-    to add to it of the new values (input, i), and what of it to show as h (output, o).
-    Returns h after each time step, (batch, time, units)."""
-    weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
-    i, f, new, o = tf.split(weights, 4, axis=1)
-    weights = tf.concat([i, new, f, o], 1)  # the order of the gates in BlockLSTM
-    given = {"cs_prev": c, "h_prev": h, "w": weights[:-1], "b": weights[-1]}
-    off = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros_like(h[0]))  # peepholes
-    off |= {"forget_bias": 0.0, "cell_clip": -1.0}
-    inputs = tf.transpose(inputs, (1, 0, 2))
-    steps = tf.shape(inputs, "int64")[0]
-    states = tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **off).h
-    return tf.transpose(states, (1, 0, 2))
-
-
 @keras.saving.register_keras_serializable("lstm")
 class ConcatPooling(keras.layers.Layer):
     """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018.
-    It reads nothing over the padding, where cuDNN's states are not Keras's."""
+    It reads nothing over the padding, where cuDNN's states differ from Keras's."""
 
     def call(self, states, mask=None):
         ops = keras.ops
@@ -470,34 +448,56 @@ class ConcatPooling(keras.layers.Layer):
         return None
 
 
-KERAS_LSTM = keras.layers.LSTM(1, name="lstm", dtype="float32").get_config()
+# %% The fast LSTM
+# It is keras.layers.LSTM, same weights, same numbers; you can go on without reading it.
+# On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM
+# runs them all, for all time steps, in one: training takes a third of the time.
+def lstm_states(inputs, h, c, cell):
+    """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
+    cell over inputs x (batch, time, features), from states h and c (batch, units):
+    i, f, o = sigmoid(x @ W + h @ U + b), each gate with its own W, U and b; new = tanh
+    of such a sum; c = f * c + i * new (forget some, add some); h = o * tanh(c).
+    Returns h after each time step, (batch, time, units)."""
+    weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
+    i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
+    weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
+    given = {"cs_prev": c, "h_prev": h, "w": weights[:-1], "b": weights[-1]}
+    off = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros_like(h[0]))  # no peepholes
+    off |= {"forget_bias": 0.0, "cell_clip": -1.0}  # Keras's bias has it; no clipping
+    inputs = tf.transpose(inputs, (1, 0, 2))
+    steps = tf.shape(inputs, "int64")[0]
+    states = tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **off).h
+    return tf.transpose(states, (1, 0, 2))
+
+
+DEFAULTS = keras.layers.LSTM(1, name="lstm", dtype="float32").get_config()
 ANY_VALUE = {"name", "trainable", "units", "return_sequences", "dropout", "seed"}
 kinds = ("initializer", "regularizer", "constraint")
-ANY_VALUE |= {name for name in KERAS_LSTM if name.endswith(kinds)}
+ANY_VALUE |= {name for name in DEFAULTS if name.endswith(kinds)}
 
 
 @keras.saving.register_keras_serializable("lstm")
 class FastLSTM(keras.layers.LSTM):
-    """keras.layers.LSTM, faster on a CPU; a mask must be right-padded. It is Keras's
-    wherever an option asks for something else, and on a GPU, where Keras uses cuDNN."""
+    """keras.layers.LSTM, faster on a CPU; a mask must be right-padded. On a GPU, where
+    Keras has cuDNN, and for any option but ANY_VALUE, its loop is Keras's own."""
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        # All other options need their defaults, those of a later Keras, too.
-        changed = {n for n, v in self.get_config().items() if v != KERAS_LSTM.get(n)}
+        # Keras calls this to run over time. What BlockLSTM lacks is left to Keras.
+        changed = {n for n, v in self.get_config().items() if v != DEFAULTS.get(n)}
         if changed - ANY_VALUE or tf.config.list_logical_devices("GPU"):
             return super().inner_loop(sequences, initial_state, mask, training)
         if training and self.dropout:  # the same numbers at every time step
             sequences *= self.cell.get_dropout_mask(sequences[:, 0])[:, None]
         n, given = tf.shape(sequences)[0], (sequences, *initial_state)
         halves = [x[: (n + 1) // 2] for x in given], [x[n // 2 :] for x in given]
-        first, second = (lstm_states(*half, self.cell) for half in halves)  # two cores
+        first, second = (lstm_states(*half, self.cell) for half in halves)  # at once
         states = tf.concat([first, second[n % 2 :]], 0)  # of an odd n, one came twice
         if mask is not None:
             both = mask[:, 1:] & mask[:, :-1]
             tf.debugging.assert_equal(mask[:, 1:], both, "mask is not right-padded")
-            states = tf.concat([initial_state[0][:, None], states], 1)
-            t = tf.cumsum(tf.cast(mask, "int32"), 1)  # stays the last over the padding
-            states = tf.gather(states, t, batch_dims=1)
+            states = tf.concat([initial_state[0][:, None], states], 1)  # 0: no word yet
+            t = tf.cumsum(tf.cast(mask, "int32"), 1)  # words so far, fixed over padding
+            states = tf.gather(states, t, batch_dims=1)  # so the last state is repeated
         return states[:, -1], states, initial_state  # nobody reads the last of these
 
 
@@ -530,7 +530,7 @@ def kept_form(model):
         states = ConcatPooling().call(states, embedding.compute_mask(tokens))
     twin = keras.Model(words, model.get_layer("dense")(states))
     weights = model.get_weights()
-    # StringLookup numbers the unknown word 1 and what it is told first 2.
+    # StringLookup gives [UNK] id 1 and [START] id 2, here it is the reverse.
     weights[0][[OUT_OF_VOCABULARY, START]] = weights[0][[START, OUT_OF_VOCABULARY]]
     twin.set_weights(weights)
     return twin
@@ -585,7 +585,7 @@ def split_words(text, known=()):
 def classify(texts, config):
     """Print a line for each text: the text shortened, its label, its probability."""
 
-    def standard_input():  # lists of the lines that are there by now, not of all
+    def standard_input():  # each list: lines that have arrived, without a wait
         rest = b""
         while chunk := sys.stdin.buffer.read1(2**20):
             *lines, rest = (rest + chunk).split(b"\n")
@@ -608,8 +608,8 @@ def classify(texts, config):
 
 def plot_reading(texts, model, path=""):
     """Draw how the probability of a positive review changes, word by word, to `path`.
-    texts are one or up to six str, whose last 60 words count; model as for `predict`.
-    The words that move it most are marked, those it does not know are grey."""
+    texts are a str or up to six; of each all words are read, and the last 60 drawn.
+    The words that move it most are marked, those that model does not know are grey."""
     from matplotlib import pyplot  # it takes a second, so only here
 
     texts = [texts] if isinstance(texts, str) else texts[:6]
@@ -659,7 +659,7 @@ def read_csv(config):
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
         if not {"text", "label"} <= set(rows.fieldnames):
             raise ValueError("the first line must name the columns text and label")
-        for row in rows:
+        for row in rows:  # a None in it is a column too many or too few
             label = known.get((row["label"] or "").strip().lower())
             split = (row.get("split", "train") or "").strip().lower()
             if None in (*row, *row.values(), label) or split not in ("train", "test"):
@@ -678,7 +678,7 @@ def read_csv(config):
     words = [w for w, _ in counts.most_common(config.num_distinct_words - FIRST_WORD)]
     vocabulary = dict(zip(words, itertools.count(FIRST_WORD)))
     for part in (~held_out, held_out):
-        order = random.permutation(np.flatnonzero(part))
+        order = random.permutation(np.flatnonzero(part))  # its end is for validation
         if len(set(labels[order])) < 2:
             raise UserError(f"data: {path}: training and test need both labels each")
         reviews = (encode(texts[row], vocabulary) for row in order)
