@@ -352,7 +352,6 @@ def main(config):
     start = time.perf_counter()
     history = train(model, x_train, y_train, size, config)
     fit_time = time.perf_counter() - start
-
     start = time.perf_counter()
     test_data = batches(x_test, y_test, config)
     results = model.evaluate(test_data, verbose=0, return_dict=True)
@@ -457,7 +456,7 @@ def lstm_states(inputs, h, c, cell):
     cell over inputs x (batch, time, features), from states h and c (batch, units):
     i, f, o = sigmoid(x @ W + h @ U + b), each gate with its own W, U and b; new = tanh
     of such a sum; c = f * c + i * new (forget some, add some); h = o * tanh(c).
-    Returns h after each time step, (batch, time, units)."""
+    Returns h after each time step, (time, batch, units)."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
@@ -466,8 +465,7 @@ def lstm_states(inputs, h, c, cell):
     off |= {"forget_bias": 0.0, "cell_clip": -1.0}  # Keras's bias has it; no clipping
     inputs = tf.transpose(inputs, (1, 0, 2))
     steps = tf.shape(inputs, "int64")[0]
-    states = tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **off).h
-    return tf.transpose(states, (1, 0, 2))
+    return tf.raw_ops.BlockLSTM(seq_len_max=steps, x=inputs, **given, **off).h
 
 
 DEFAULTS = keras.layers.LSTM(1, name="lstm", dtype="float32").get_config()
@@ -491,14 +489,16 @@ class FastLSTM(keras.layers.LSTM):
         n, given = tf.shape(sequences)[0], (sequences, *initial_state)
         halves = [x[: (n + 1) // 2] for x in given], [x[n // 2 :] for x in given]
         first, second = (lstm_states(*half, self.cell) for half in halves)  # at once
-        states = tf.concat([first, second[n % 2 :]], 0)  # of an odd n, one came twice
+        states = tf.concat([first, second[:, n % 2 :]], 1)  # one came twice if n is odd
+        last, states = states[-1], tf.transpose(states, (1, 0, 2))
         if mask is not None:
             both = mask[:, 1:] & mask[:, :-1]
             tf.debugging.assert_equal(mask[:, 1:], both, "mask is not right-padded")
             states = tf.concat([initial_state[0][:, None], states], 1)  # 0: no word yet
             t = tf.cumsum(tf.cast(mask, "int32"), 1)  # words so far, fixed over padding
             states = tf.gather(states, t, batch_dims=1)  # so the last state is repeated
-        return states[:, -1], states, initial_state  # nobody reads the last of these
+            last = states[:, -1]
+        return last, states, initial_state  # nobody reads the last of these
 
 
 # %% After training: keep the model, use it, look at it
