@@ -450,7 +450,7 @@ class ConcatPooling(keras.layers.Layer):
 # %% The fast LSTM
 # It is keras.layers.LSTM, same weights, same numbers; you can go on without reading it.
 # On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM
-# runs them all, for all time steps, in one: training takes a third of the time.
+# runs them all, for all time steps, in one: training takes half of the time.
 def lstm_states(inputs, h, c, cell):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
     cell over inputs x (batch, time, features), from states h and c (batch, units):
