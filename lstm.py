@@ -625,7 +625,7 @@ def plot_reading(texts, model, path=""):
         ticks = ["", *(words[n][:15] for n in shown[:-1])]
         axis.set_xticks(range(len(shown)), ticks, rotation=60, ha="right")
         for tick, word in zip(axis.get_xticklabels()[1:], words[shown[0] :]):
-            unknown = set(split_words(word, model.vocabulary)) - set(model.vocabulary)
+            unknown = OUT_OF_VOCABULARY in encode(word, model.vocabulary)
             tick.set(parse_math=False, color="darkgrey" if unknown else "black")
         moves = np.diff(curve)
         for n in np.argsort(-np.abs(moves))[: sum(np.abs(moves) > 0.02)][:5]:
