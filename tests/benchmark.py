@@ -3,13 +3,15 @@
     python tests/benchmark.py seeds 5 [FLAGS OF lstm.py]
     python tests/benchmark.py ablation tuned 4
     python tests/benchmark.py speed 3
+    python tests/benchmark.py edits 3 [FLAGS OF lstm.py]
     python tests/benchmark.py cost 3
     python tests/benchmark.py scale 200000
 
 `seeds` trains once per seed. `ablation` leaves out each value of a preset in turn, and
 looks at the last fifth of the training reviews. `speed` trains plain Keras, the presets
-and the tuned preset at the article's sizes in turn, each in a process of its own. `cost`
-times a training step here and in plain Keras. `scale` makes up a CSV file of so many
+and the tuned preset at the article's sizes in turn, each in a process of its own. `edits`
+trains the models of the README's section "Change the model". `cost` times a training
+step here and in plain Keras. `scale` makes up a CSV file of so many
 reviews of 200 words, trains on them for one epoch and classifies them.
 
 Each prints a table and puts it into tests/measured.md, in place of the one that the
@@ -72,6 +74,7 @@ import itertools, os, sys, time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 if len(sys.argv) > 1:
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as the script has it
     sys.path.insert(0, sys.argv[1])
     import lstm
 import keras
@@ -88,6 +91,7 @@ for length, units, batch in itertools.product(*sizes):
         config = lstm.Config(**given, batch_size=batch)
         model = lstm.build_model(config)
         lstm.compile_model(model, config)
+        lstm.use_fast_loop(model)
     else:
         model = keras.Sequential([
             keras.Input((length,), dtype="int32"),
@@ -177,6 +181,9 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
     },
     "large": {  # back to what tuned has
         "nothing": "",
+        "naive_bayes": "--naive-bayes 0",
+        "number_of_epochs": "--number-of-epochs 5",
+        "learning_rate": "--learning-rate 0.005",
         "num_bigrams": "--num-bigrams 0",
         "num_distinct_words": "--num-distinct-words 5000",
         "dropout": "--dropout 0",
@@ -226,6 +233,34 @@ def speed(rounds):
             cells.append(f"{mid} {unit} ({low} to {high})")
         ratios = ", ".join(f"{median / medians[0]:.2f}" for median in medians[1:])
         yield f"| {part} | {' | '.join(cells)} | {ratios} |"
+
+
+LINE = "model.add(keras.layers.LSTM(**options))"  # of build_model
+EDITS = {  # what takes its place
+    "as it is": LINE,
+    "stacked": 'model.add(keras.layers.LSTM(**options | {"return_sequences": True}))'
+    f"\n    {LINE}",
+    "bidirectional": "model.add(keras.layers.Bidirectional(keras.layers.LSTM(**options)))",
+    "GRU": LINE.replace("LSTM", "GRU"),
+}
+
+
+def edits(count, *flags):
+    """What other layers in the place of the LSTM come to: a row for each."""
+    yield header("model", "mean", "standard deviation", "fit (median)")
+    source = Path(SCRIPT[0]).read_text("utf-8")
+    assert source.count(LINE) == 1
+    for name, lines in EDITS.items():
+        results = []
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder, "lstm.py")
+            script.write_text(source.replace(LINE, lines), "utf-8")
+            for seed in range(1, int(count) + 1):
+                figures = measure(str(script), *KEPT, *flags, "--seed", str(seed))
+                results.append((figures["accuracy"], figures["fit"]))
+        accuracies, fits = np.transpose(results)
+        mean, spread = accuracies.mean(), accuracies.std(ddof=1)
+        yield f"| {name} | {mean:.2f}% | {spread:.2f} | {np.median(fits):.1f} s |"
 
 
 def cost(rounds):
@@ -281,7 +316,9 @@ def record(command, machine, lines, path=MEASURED):
 
 
 if __name__ == "__main__":
-    tasks = {task.__name__: task for task in (seeds, ablation, speed, cost, scale)}
+    tasks = {
+        task.__name__: task for task in (seeds, ablation, speed, edits, cost, scale)
+    }
     if len(sys.argv) < 3 or sys.argv[1] not in tasks:
         sys.exit(__doc__)
     machine = (

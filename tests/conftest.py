@@ -19,7 +19,14 @@ SAMPLE = str(ROOT / "tests" / "data" / "reviews.csv")
 WORDS = [f"word{rank}" for rank in range(1, 150)]  # of the made-up reviews
 TINY = ["--number-of-epochs", "1", "--num-distinct-words", "100"]
 TINY += ["--max-sequence-length", "20"]
+# As a notebook user shortens a run: by editing the defaults.
+SHORTER = {
+    "number_of_epochs: int = 5": "number_of_epochs: int = 1",
+    "num_distinct_words: int = 5000": "num_distinct_words: int = 100",
+    "max_sequence_length: int = 300": "max_sequence_length: int = 20",
+}
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tests import Keras before lstm
 sys.path[:0] = [STAND_IN, str(ROOT)]
 sys.modules.pop("sitecustomize", None)  # a system's own
 importlib.import_module("sitecustomize")
@@ -62,7 +69,7 @@ def tiny(preset="article", **fields):
 
 
 def random_model(*arguments, **fields):
-    """A model with random weights that knows its words, and its Config."""
+    """A model of token ids with random weights, the same one of words, its Config."""
     import lstm
 
     config = tiny(*arguments, **fields)
@@ -70,11 +77,9 @@ def random_model(*arguments, **fields):
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     bigrams = [f"word{rank} word{rank + 1}" for rank in range(1, 96)]
-    known = config.num_distinct_words - 4
-    words = WORDS[:known] + bigrams[: config.num_bigrams]
-    model.vocabulary = dict(zip(words, itertools.count(4)))
-    model.config = config
-    return model, config
+    known = WORDS[: config.num_distinct_words - 4] + bigrams[: config.num_bigrams]
+    vocabulary = dict(zip([*lstm.SPECIAL, *known], itertools.count()))
+    return model, lstm.with_lookup(model, vocabulary, config), config
 
 
 @pytest.fixture(scope="session", params=["article", "tuned"])
@@ -86,7 +91,7 @@ def trained(request, tmp_path_factory):
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         results = lstm.main(tiny(request.param, model_path=path))
-    return *results, output.getvalue().splitlines()
+    return *results, output.getvalue().splitlines(), path
 
 
 @pytest.fixture

@@ -5,20 +5,26 @@ import re
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHORTER
 
 SOURCE = (ROOT / "lstm.py").read_text(encoding="utf-8")
-# As a notebook user shortens a run: by editing the defaults.
-EDITS = {
-    "number_of_epochs: int = 5": "number_of_epochs: int = 1",
-    "num_distinct_words: int = 5000": "num_distinct_words: int = 100",
-    "max_sequence_length: int = 300": "max_sequence_length: int = 20",
-}
 AFTER = """
 print(type(model).__name__, len(history.history["loss"]), sorted(test_results))
 _, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0, plot="curves.png"))
 print(predict(["word1 word2"], model).shape)
 print("again", len(again.history["loss"]))
+"""
+READ = 'plot_reading("word1 word2", model)'
+INTERRUPT = """
+import builtins, signal
+
+def print(*words, **how):
+    builtins.print(*words, **how)
+    if str(words[0]).startswith("Epoch 2/"):
+        signal.raise_signal(signal.SIGINT)
+
+results = main(Config(number_of_epochs=9, verbosity_mode=2))
+builtins.print("kept on", len(results))
 """
 RUN = f"%run {ROOT / 'lstm.py'} --number-of-epochs 3 --max-sequence-length 9\n"
 RUN += "print('run', len(history.history['loss']), model.input_shape)"
@@ -27,16 +33,18 @@ MISTAKE = "main(Config(batch_size=0))"
 
 @pytest.mark.parametrize("form", ["pasted", "cells"])
 def test_notebook(form, environment, monkeypatch, tmp_path):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     source = SOURCE
-    for old, new in EDITS.items():
+    for old, new in SHORTER.items():
         assert old in source
         source = source.replace(old, new)
     parts = re.split(r"^(?=# %%)", source, flags=re.MULTILINE)
     assert len(parts) > 5
-    cells = [*([source] if form == "pasted" else parts), AFTER]
-    cells += [RUN] if form == "pasted" else []
+    cells = [source, AFTER, READ, RUN]
+    if form == "cells":
+        cells = [*parts, AFTER, READ, INTERRUPT]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     expected = {"tags": ["raises-exception"]}
@@ -49,10 +57,17 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     text = "".join(out.get("text", "") for out in outputs)
     assert not [out for out in outputs if out.get("name") == "stderr"]
     assert "Test results - Loss: " in text
-    assert "Sequential 1 ['accuracy', 'loss']" in text
+    assert "Functional 1 ['accuracy', 'loss']" in text
     assert "again 2" in text
     assert "run 3 (None, 9)" in text or form == "cells"
     assert "(1,)" in text
-    assert [out for out in outputs if "image/png" in out.get("data", {})]
+    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 2  # the curves and the reading
+    if form == "cells":
+        _, _, text = text.partition("Epoch 2/9")
+        assert "Interrupted" in text and "Epoch 3/9" not in text
+        assert (
+            "Test results - " in text and "(replaced)" in text and "kept on 3" in text
+        )
     (error,) = (out for out in outputs if out.output_type == "error")
     assert error.traceback == ["lstm.py: batch_size: 0 is below 1"]

@@ -1,5 +1,6 @@
 """Whatever happens, nothing that was there is lost, and a mistake is told in one line."""
 
+import io
 import os
 import shlex
 import shutil
@@ -7,8 +8,11 @@ import signal
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, TINY, assert_one_line
+import tensorflow as tf
+from conftest import ROOT, SAMPLE, TINY, WORDS, assert_one_line, tiny
 
 import lstm
 
@@ -19,13 +23,13 @@ COMMAND = [sys.executable, str(ROOT / "lstm.py")]
 def start(environment, tmp_path):
     """Start the script in an empty folder and return the running process."""
 
-    def start(*arguments, **options):
+    def start(*arguments, variables=(), **options):
         return subprocess.Popen(
             [*COMMAND, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment | dict(variables),
             cwd=tmp_path,
             **options,
         )
@@ -69,11 +73,88 @@ def test_full_disk(environment, tmp_path):
         cwd=tmp_path,
         check=False,
     )
-    assert process.returncode == 2, process.stderr
+    assert process.returncode == 1, process.stderr
     assert process.stderr.count("\n") == 1
     assert_one_line(process.stderr, "File too large")
     assert kept.read_bytes() == b"the old one"
     assert {"lstm.keras", "keras"} >= set(os.listdir(tmp_path))
+
+
+DIVERGING = {"optimizer": "sgd", "learning_rate": 1e38, "number_of_epochs": 9}
+
+
+def test_loss_that_is_not_finite_keeps_nothing(run, tmp_path):
+    kept = tmp_path / "lstm.keras"
+    kept.write_bytes(b"the old one")
+    flags = [str(part) for name in DIVERGING for part in (f"--{name}", DIVERGING[name])]
+    process = run(*TINY, *flags, expect=1)
+    assert process.stderr.count("\n") == 1
+    assert_one_line(process.stderr, "not finite", "learning_rate")
+    assert "Epoch 1/9" in process.stdout and "Epoch 9/9" not in process.stdout
+    assert "Model kept" not in process.stdout
+    assert kept.read_bytes() == b"the old one"
+    assert {"lstm.keras", "keras"} >= set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_loss_that_is_not_finite_in_a_notebook(there, tmp_path, capsys):
+    kept = tmp_path / "lstm.keras"
+    if there:
+        kept.write_bytes(b"the old one")
+    lstm.main(tiny(**DIVERGING, model_path=str(kept)))
+    output = capsys.readouterr().out
+    assert "not finite" in output.splitlines()[-1] and "Model kept" not in output
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [
+        b"the old one"
+    ] * there
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -float("inf"), 0, -0.1])
+def test_learning_rate_that_cannot_work_is_refused(rate):
+    with pytest.raises(lstm.UserError, match=r"\Alearning_rate: .*\Z"):
+        tiny(learning_rate=rate)
+
+
+def test_patience_needs_held_out_reviews():
+    with pytest.raises(lstm.UserError, match=r"\Apatience: .*validation_split.*\Z"):
+        tiny(patience=1, validation_split=0.0)
+    with pytest.raises(lstm.UserError, match=r"\Apatience: .*\Z"):
+        tiny("tuned", patience=1)
+
+
+@pytest.mark.parametrize("patience", [1, 9])
+def test_patience_keeps_the_best_epoch(patience, tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "noise.csv"
+    rows = [f"{' '.join(rng.choice(WORDS, 9))},{n % 2}" for n in range(150)]
+    path.write_text("\n".join(["text,label", *rows]))
+    fields = {"data": str(path), "learning_rate": 0.05, "number_of_epochs": 8}
+    kept = str(tmp_path / "lstm.keras")
+    config = tiny(**fields, patience=patience, model_path=kept)
+    _, history, _ = lstm.main(config)
+    losses = history.history["val_loss"]
+    best = np.argmin(losses)
+    assert len(losses) == (best + 2 if patience == 1 else 8) and best < len(losses) - 1
+
+    (x, y), _, vocabulary = lstm.load_data(config)
+    x, y = lstm.prepare(x, vocabulary, config)[96:], y[96:, None]
+    words = tf.constant(np.array([*vocabulary], object)[x])
+    probabilities = keras.saving.load_model(kept).predict(words, verbose=0)
+    loss = float(keras.losses.BinaryCrossentropy()(y, probabilities))
+    assert loss == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_interrupt_that_is_not_asked_for_is_raised(tmp_path, monkeypatch):
+    class Output(io.StringIO):
+        def write(self, text):
+            if text.startswith("Epoch 1/"):
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    config = tiny(verbosity_mode=2, model_path=str(tmp_path / "lstm.keras"))
+    with pytest.raises(KeyboardInterrupt):
+        lstm.main(config)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +190,8 @@ def test_place_is_refused_before_loading(fields, name, tmp_path, monkeypatch):
 def test_no_matplotlib_is_told_before_loading(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lstm, "load_data", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(lstm.UserError, match=r"\Aplot: .*pip install matplotlib.*\Z"):
         lstm.main(lstm.Config(plot="curves.png"))
 
@@ -131,14 +213,16 @@ def test_mistake_does_not_end_the_interpreter(python):
     assert_one_line(process.stderr, "batch_size")
 
 
-def test_predict_without_a_model(run, tmp_path):
-    process = run("--predict", "text", expect=2)
-    assert process.stdout == "" and process.stderr.count("\n") == 1
-    assert_one_line(process.stderr, "model_path: lstm.keras", "train")
+def test_predict_without_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(lstm.UserError, match=r"\Amodel_path: lstm.keras .*train.*\Z"):
+        lstm.classify(["text"], lstm.Config())
     bad = tmp_path / "bad.keras"
     for content in (b"not a model", b""):
         bad.write_bytes(content)
-        with pytest.raises(lstm.UserError, match=r"\Amodel_path: .*bad.keras is no"):
+        with pytest.raises(
+            lstm.UserError, match=r"\Amodel_path: .*bad.keras cannot.*\Z"
+        ):
             lstm.load(str(bad))
 
 
@@ -151,9 +235,6 @@ def test_train_on_ones_own_and_predict(run, start, tmp_path):
     with open(SAMPLE, "rb") as file:
         assert (tmp_path / "r.csv").read_bytes() == file.read()
 
-    process = run("--predict", "-", "--plot", "read.png", text="")
-    assert (process.stdout, process.stderr) == ("", "")
-
     texts = ["I loved every minute", "I fell asleep twice", "", "\x1b[31m 😀", "x" * 99]
     process = run("--predict", *texts)
     lines = process.stdout.splitlines()
@@ -161,20 +242,19 @@ def test_train_on_ones_own_and_predict(run, start, tmp_path):
     assert lines[0].startswith("I loved every minute - positive - 0.")
     assert lines[1].startswith("I fell asleep twice - negative - 0.")
     assert "\x1b" not in lines[3] and "😀" in lines[3]
-    assert len(lines[4]) < 80
+    assert len(lines[4].removesuffix(" - no known word")) < 80
 
-    # A terminal that cannot show an emoji
+    # From a pipe, each answer comes before the next line is asked. What the output
+    # cannot show is a question mark.
     narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    process = run("--predict", "good 😀 film", "é", **narrow)
-    assert process.stderr == "" and process.stdout.count("\n") == 2
-    assert process.stdout.startswith("good ")
-
-    # From a pipe, each answer comes before the next line is asked.
-    process = start("--predict", "-", stdin=subprocess.PIPE)
+    process = start("--predict", "-", variables=narrow, stdin=subprocess.PIPE)
     for text, line in zip(texts[:3], lines):
         process.stdin.write(text + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == line + "\n"
+    process.stdin.buffer.write("good 😀 film é\n".encode())
+    process.stdin.flush()
+    assert process.stdout.readline().startswith("good ? film ? - ")
     process.stdin.buffer.write(b"nul \0 and no UTF-8 \xff\n")
     process.stdin.buffer.write(b"big " * 250_000)
     output, errors = process.communicate(timeout=60)
