@@ -161,7 +161,8 @@ def test_model_that_cannot_work_is_refused_before_loading(layers, word, monkeypa
 
 def test_model_that_is_no_sequential_is_refused(monkeypatch):
     monkeypatch.setattr(lstm, "load_data", None)
-    for model in (None, keras.Model(inputs := keras.Input((20,)), inputs)):
+    inputs = keras.Input((20,))
+    for model in (None, keras.Model(inputs, LAYERS.Dense(1)(inputs))):
         monkeypatch.setattr(lstm, "build_model", lambda _, model=model: model)
         with pytest.raises(lstm.UserError, match=r"\Abuild_model: .*Sequential.*\Z"):
             lstm.main(tiny())
