@@ -49,6 +49,12 @@ def write_reviews(path, train=300, test=100, seed=0):
     path.with_name("imdb_word_index.json").write_text(json.dumps(index))
 
 
+def pytest_configure(config):
+    """Pass over two of Keras's warnings that some of the tests provoke by the dozen."""
+    for text in ("Layer .* was passed an input with a mask", "__array__ implement"):
+        config.addinivalue_line("filterwarnings", f"ignore:{text}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def reviews(tmp_path_factory):
     """The file that stands in for IMDB, here and in the processes of the tests."""
