@@ -132,9 +132,10 @@ THIS_FILE = sys._getframe().f_code.co_filename  # what Python is running
 
 def parse_command_line(arguments):
     """Return the Config that `arguments` ask for, and the texts to predict or None."""
-    own = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
+    # Suppressed defaults: only what was given overrides a preset.
+    form = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
     usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
-    parser = argparse.ArgumentParser(usage=usage, **own)  # gives what was given, alone
+    parser = argparse.ArgumentParser(usage=usage, **form)
     kinds = {bool: {"action": argparse.BooleanOptionalAction}}
     kinds[tuple] = {"nargs": "*", "metavar": "NAME"}
     kinds[dict] = {"nargs": "*", "metavar": "NAME=VALUE"}
@@ -348,8 +349,8 @@ def main(config):
         style = ".2%" if "accuracy" in name else ".4f"
         text += f" - {name.capitalize()}: {results[name]:{style}}"
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    names = "load: {:.1f}s - fit: {:.1f}s - evaluate: {:.1f}s".format(*np.diff(times))
-    print(f"{text}\nTime - {names} - on {device}")
+    spent = "load: {:.1f}s - fit: {:.1f}s - evaluate: {:.1f}s".format(*np.diff(times))
+    print(f"{text}\nTime - {spent} - on {device}")
     try:
         keep(word_model, history, results, config)
     except (OSError, ArithmeticError) as error:  # a notebook still gets the model
@@ -394,9 +395,10 @@ def check_model(model, config):
     linear = getattr(model.layers[-1], "activation", None) is keras.activations.linear
     if linear or model.output_shape != (None, 1):
         raise ValueError("must end in one probability: Dense(1, activation='sigmoid')")
-    keras.Sequential.from_config(model.get_config())  # what is kept must load again
+    saved = model.get_config()
+    keras.Sequential.from_config(saved)  # what is kept must load again
     masked = any(getattr(layer, "mask_zero", False) for layer in model.layers)
-    options = [layer["config"] for layer in model.get_config()["layers"]]
+    options = [layer["config"] for layer in saved["layers"]]
     if masked and any(o.get("go_backwards") and o["return_sequences"] for o in options):
         raise ValueError("masked go_backwards; Keras turns the states but not the mask")
     fixed = any(option.get("unroll") for option in options)
@@ -515,6 +517,7 @@ def use_fast_loop(model):
             lstm = getattr(layer, way, layer)
             if type(lstm) is keras.layers.LSTM and lstm.count_params() < 40_000:
                 options = lstm.get_config() | {"dtype": lstm.dtype_policy.name}
+                # Keras's last state is then zeros for every review with padding.
                 zeros = lstm.zero_output_for_mask and not lstm.return_sequences
                 if FAST.items() <= options.items() and not zeros:
                     lstm.inner_loop = functools.partial(fast_loop, lstm)
@@ -757,20 +760,19 @@ def read_csv(config):
                 raise ValueError(f"needs columns text and label; it has {names}")
             line = rows.line_num + 1
             for row in rows:
-                if row and len(row) != len(names):
+                if len(row) not in (0, len(names)):
                     raise ValueError(
                         f"{len(row)} columns, not {len(names)}: quote texts"
                     )
                 if row:  # no empty line
                     cells = {"split": "train"} | dict(zip(names, row))
-                    label, split = (
-                        cells[n].strip().lower() for n in ("label", "split")
-                    )
-                    if label not in LABELS:
+                    label, split = cells["label"].strip(), cells["split"].strip()
+                    if label.lower() not in LABELS:
                         raise ValueError(f"{label!r} is of neither class: {[*LABELS]}")
-                    if split not in ("train", "test"):
+                    if split.lower() not in ("train", "test"):
                         raise ValueError(f"split {split!r} is neither train nor test")
-                    table.append((cells["text"], LABELS[label], split == "test"))
+                    is_test = split.lower() == "test"
+                    table.append((cells["text"], LABELS[label.lower()], is_test))
                 line = rows.line_num + 1
     except (OSError, ValueError, csv.Error) as error:
         hint = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
