@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import sys
 import warnings
 import zipfile
 
@@ -36,7 +37,7 @@ def kept(words_model, tmp_path_factory):
 def test_text_gives_what_its_ids_give(preset, tmp_path):
     model, words_model, config = random_model(preset)
     vocabulary, how = lstm.reads_as(words_model)
-    for name in ("rarest", "masked", "num_bigrams", "max_sequence_length"):
+    for name in ("rarest", "masked", "max_sequence_length"):
         assert getattr(how, name) == getattr(config, name)
     rng = np.random.default_rng(1)
     ranks = [list(map(int, rng.integers(1, 150, n))) for n in (0, 1, 19, 20, 21, 70)]
@@ -168,7 +169,7 @@ def test_letters_in_either_form_are_one_word():
 
 @pytest.mark.parametrize("wrong", [float("nan"), None, b"word1", 3, ["word1"]], ids=str)
 def test_what_is_no_text_is_named(wrong, words_model):
-    for texts in (["word1", wrong], ("word1", wrong), iter(["word1", wrong])):
+    for texts in (["word1", wrong], ("word1", wrong)):
         with pytest.raises(lstm.UserError, match=r"\A.*item 1\b.*\Z"):
             lstm.predict(texts, words_model)
     if wrong != ["word1"]:
@@ -233,16 +234,68 @@ def test_text_without_a_known_word_is_marked(kept, capsys):
         assert re.fullmatch(re.escape(text) + number, line)
 
 
-def test_standard_input_may_be_anything(kept, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("word1 word2\nword3"))
+class Pipe(io.RawIOBase):
+    """Gives a part each time it is read, as a pipe or a keyboard does."""
+
+    def __init__(self, *parts):
+        self.parts, self.asked = [*parts], 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self.asked += 1
+        part = self.parts.pop(0) if self.parts else b""
+        if part[len(buffer) :]:
+            self.parts.insert(0, part[len(buffer) :])
+        part = part[: len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def piped(*parts):
+    return io.TextIOWrapper(io.BufferedReader(Pipe(*parts)), "ascii")
+
+
+@pytest.mark.parametrize(
+    ("parts", "starts"),
+    [
+        ([b"word1 word2\nword3"], ["word1 word2", "word3"]),
+        ([b"word1\r\n", b"wo", b"rd3\nword4\n"], ["word1", "word3", "word4"]),
+        ([b"\n\n"], ["", ""]),
+        (
+            ["caf\u00e9 \u2028 \x0c a\n".encode(), b"\xff"],
+            ["caf\u00e9     a", "\ufffd"],
+        ),
+        ([], []),
+        (None, ["-"]),
+    ],
+    ids=str,
+)
+def test_lines_of_standard_input(parts, starts, kept, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None if parts is None else piped(*parts))
     lstm.classify(["-"], tiny(model_path=kept))
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("word1 word2 - ") and second.startswith("word3 - ")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ")[0] for line in lines] == starts
+
+
+def test_lines_are_answered_as_they_arrive(kept, monkeypatch, capsys):
+    stdin = piped(b"word1\n", b"word2\nword3\n", b"word4\n")
+    monkeypatch.setattr("sys.stdin", stdin)
+    seen, predict = [], lstm.predict
+
+    def spy(texts, model):
+        seen.append((stdin.buffer.raw.asked, texts))
+        return predict(texts, model)
+
+    monkeypatch.setattr(lstm, "predict", spy)
+    lstm.classify(["-"], tiny(model_path=kept))
+    assert seen == [(1, ["word1"]), (2, ["word2", "word3"]), (3, ["word4"])]
 
 
 def test_no_text_gives_no_line_and_no_picture(kept, monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.setattr("sys.stdin", piped())
     picture = tmp_path / "reading.png"
     lstm.classify(["-"], tiny(model_path=kept, plot=str(picture)))
     assert capsys.readouterr().out == "" and not picture.exists()
@@ -330,21 +383,22 @@ def test_full_disk_leaves_the_old_model(fails, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("lstm.py: [Errno 28] ")
 
 
-def test_model_is_kept_before_the_picture_is_drawn(tmp_path, monkeypatch, capsys):
-    figure = pytest.importorskip("matplotlib.figure")
-    path, picture = tmp_path / "kept.keras", tmp_path / "curves.png"
+@pytest.mark.parametrize("name", ["c.xyz", "no/folder/c.png", "own.csv"])
+def test_picture_that_cannot_be_drawn(name, kept, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.csv").write_text("mine")
+    with pytest.raises(lstm.UserError, match=r"\Aplot: .*\.png.*\Z"):
+        lstm.classify(["word1"], tiny(model_path=kept, plot=name))
+    assert capsys.readouterr().out.startswith("word1 - ")  # nothing is lost
+    assert (tmp_path / "own.csv").read_text() == "mine"
 
-    def full(self, *_, **__):
-        if self.axes:  # else an empty figure, to see whether one can be drawn
-            assert path.exists()
-            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(figure.Figure, "savefig", full)
-    model, *_ = lstm.main(tiny(model_path=str(path), plot=str(picture)))
-    assert "[Errno 28]" in capsys.readouterr().out.splitlines()[-1]
-    np.testing.assert_allclose(
-        lstm.predict(TEXTS, lstm.load(str(path))), lstm.predict(TEXTS, model), rtol=1e-5
-    )
+def test_picture_without_matplotlib(kept, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(lstm.UserError, match=r"\Aplot: .*matplotlib.*\Z"):
+        lstm.classify(["word1"], tiny(model_path=kept, plot="reading.png"))
 
 
 def read(path, content, **fields):
@@ -403,14 +457,21 @@ def test_csv_as_people_have_it(tmp_path, content):
 
 
 LABELS = {"pos": 1, "neg": 0, "True": 1, "False": 0, "1.0": 1, "0.0": 0, "-1": 0}
-LABELS |= {"Positive": 1, "NEGATIVE": 0, "yes": 1, "no": 0, "good": 1, "bad": 0}
+LABELS |= {
+    "0": 0,
+    "1": 1,
+    "Positive": 1,
+    "NEGATIVE": 0,
+    "yes": 1,
+    "no": 0,
+    "good": 1,
+    "bad": 0,
+}
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title, " {} ".format])
 def test_labels_of_all_kinds(change, tmp_path):
-    labels = LABELS | lstm.LABELS
-    assert set(labels.values()) == {0, 1}
-    rows = "".join(f"of{label},{change(name)}\n" for name, label in labels.items())
+    rows = "".join(f"of{label},{change(name)}\n" for name, label in LABELS.items())
     parts = read(tmp_path / "own.csv", "text,label\n" + rows)
     for x, y in parts[:2]:
         assert [[*parts[2]][review[1]] for review in x] == [f"of{label}" for label in y]
@@ -449,7 +510,7 @@ def test_csv_without_a_word(tmp_path):
         (b"text,label\na,1\nb,2\n", "positive"),
         (b"text,label\na,5 stars\n", "line 2: "),
         (b"text,label\n\n\na,1\n\nb,7\n", "line 6: "),
-        (b'text,label\n\n"a\n\nb",7\n', "line 3: "),
+        (b'text,label\n\n"a\n\nb",7\n', "line 5: "),
         (b'text,label\n"a\n\nb",1\n\nc,7\n', "line 6: "),
         (b'text,label\na,1\n\n"b,0\nc,1\nd,0\n', "line 4: "),
         (b'text,label\na,1\n"b" c,0\n', "line 3: "),
@@ -457,7 +518,6 @@ def test_csv_without_a_word(tmp_path):
         (b'text,label\n"a\n\nb",1\nb\n', "line 5: "),
         (b"text,label\na,1\nb,1,x\n", "line 3: "),
         (b"label,text\n1,a\n0\n", "line 3: "),
-        (b"text,label,split\na,1,dev\n", "line 2: "),
         (b"text,label,split\na,1\n", "line 2: "),
         (b"text,label\n\xff\xfe,1\n", "utf-8"),
         (b'text,label\n"a,1\n', ""),
@@ -477,16 +537,13 @@ def test_bad_csv_is_refused(tmp_path, content, words):
 
 
 def test_csv_of_the_sample_is_learnt(tmp_path):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "curves.PNG"
-    fields = {"number_of_epochs": 12, "batch_size": 16, "plot": str(picture)}
+    fields = {"number_of_epochs": 12, "batch_size": 16}
     fields |= {"data": SAMPLE, "model_path": str(tmp_path / "own.keras")}
     model, *_ = lstm.main(tiny(**fields))
     texts = ["I loved every minute", "I fell asleep twice"]
     good, bad = lstm.predict(texts, model)
     assert good > 0.5 > bad
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.PNG", "own.keras"}
+    assert {path.name for path in tmp_path.iterdir()} == {"own.keras"}
 
 
 TEXTS_TO_DRAW = [
@@ -501,14 +558,14 @@ TEXTS_TO_DRAW = [
 
 
 @pytest.mark.parametrize("texts", TEXTS_TO_DRAW, ids=range(len(TEXTS_TO_DRAW)))
-def test_picture_of_what_is_read(texts, kept, tmp_path, capfd, recwarn):
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a font that lacks a letter
+def test_picture_of_what_is_read(texts, kept, tmp_path, capfd):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "reading.png"
     lstm.classify(texts, tiny(model_path=kept, plot=str(picture)))
     assert picture.read_bytes().startswith(b"\x89PNG")
     output, errors = capfd.readouterr()
     assert len(output.splitlines()) == len(texts) and errors == ""
-    assert not [w for w in recwarn if w.filename == lstm.__file__]
 
 
 @pytest.mark.parametrize("in_notebook", [False, True])
@@ -537,7 +594,7 @@ def test_no_more_than_six_texts_are_drawn(kept, monkeypatch, tmp_path):
 
     monkeypatch.setattr(figure.Figure, "savefig", savefig)
     lines = "\n".join(WORDS[:9]).encode()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    monkeypatch.setattr("sys.stdin", piped(lines))
     for texts in (["-"], ["a"] * 7, ["a"] * 2):
         picture = str(tmp_path / "reading.png")
         lstm.classify(texts, tiny(model_path=kept, plot=picture))

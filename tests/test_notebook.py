@@ -10,21 +10,22 @@ from conftest import ROOT, SHORTER
 SOURCE = (ROOT / "lstm.py").read_text(encoding="utf-8")
 AFTER = """
 print(type(model).__name__, len(history.history["loss"]), sorted(test_results))
-_, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0, plot="curves.png"))
+_, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0))
 print(predict(["word1 word2"], model).shape)
 print("again", len(again.history["loss"]))
 """
 READ = 'plot_reading("word1 word2", model)'
 INTERRUPT = """
-import builtins, signal
+import signal, sys
 
-def print(*words, **how):
-    builtins.print(*words, **how)
-    if str(words[0]).startswith("Epoch 2/"):
+def spy(text, write=sys.stdout.write):
+    write(text)
+    if text.startswith("Epoch 2/"):
         signal.raise_signal(signal.SIGINT)
 
+sys.stdout.write = spy
 results = main(Config(number_of_epochs=9, verbosity_mode=2))
-builtins.print("kept on", len(results))
+print("kept on", len(results))
 """
 RUN = f"%run {ROOT / 'lstm.py'} --number-of-epochs 3 --max-sequence-length 9\n"
 RUN += "print('run', len(history.history['loss']), model.input_shape)"
@@ -62,7 +63,7 @@ def test_notebook(form, environment, monkeypatch, tmp_path):
     assert "run 3 (None, 9)" in text or form == "cells"
     assert "(1,)" in text
     pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 2  # the curves and the reading
+    assert len(pictures) == 1
     if form == "cells":
         _, _, text = text.partition("Epoch 2/9")
         assert "Interrupted" in text and "Epoch 3/9" not in text

@@ -133,7 +133,7 @@ def test_patience_keeps_the_best_epoch(patience, tmp_path):
 def test_interrupt_that_is_not_asked_for_is_raised(tmp_path, monkeypatch):
     class Output(io.StringIO):
         def write(self, text):
-            if text.startswith("Epoch 1/"):
+            if "val_loss: " in text:
                 raise KeyboardInterrupt
             return super().write(text)
 
@@ -147,13 +147,8 @@ def test_interrupt_that_is_not_asked_for_is_raised(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"data": "r.csv", "plot": "r.csv"}, "plot"),
-        ({"data": "r.png", "plot": "sub/../r.png"}, "plot"),
+        ({"plot": "c.png"}, "plot"),
         ({"data": "x.keras", "model_path": "x.keras"}, "model_path"),
-        ({"data": "x.keras", "model_path": "link.keras"}, "model_path"),
-        ({"plot": "c.xyz"}, "plot"),
-        ({"plot": "c"}, "plot"),
-        ({"plot": "no/folder/c.png"}, "plot"),
         ({"model_path": "no/folder/lstm.keras"}, "model_path"),
         ({"model_path": "r.csv/lstm.keras"}, "model_path"),
     ],
@@ -162,25 +157,14 @@ def test_interrupt_that_is_not_asked_for_is_raised(tmp_path, monkeypatch):
 def test_place_is_refused_before_loading(fields, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lstm, "load_data", None)
-    os.mkdir("sub")
-    for file in ("r.csv", "r.png", "x.keras"):
+    for file in ("r.csv", "x.keras"):
         (tmp_path / file).write_text("text,label\n")
-    os.symlink("x.keras", "link.keras")
     before = sorted(os.listdir())
     with pytest.raises(lstm.UserError, match=rf"\A{name}: .*\Z"):
         lstm.main(lstm.Config(**fields))
     assert sorted(os.listdir()) == before
-    for file in ("r.csv", "r.png", "x.keras"):
+    for file in ("r.csv", "x.keras"):
         assert (tmp_path / file).read_text() == "text,label\n"
-
-
-def test_no_matplotlib_is_told_before_loading(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lstm, "load_data", None)
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(lstm.UserError, match=r"\Aplot: .*pip install matplotlib.*\Z"):
-        lstm.main(lstm.Config(plot="curves.png"))
 
 
 LIKE_RUN = """
@@ -202,24 +186,23 @@ def test_mistake_does_not_end_the_interpreter(python):
 
 def test_predict_without_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(lstm.UserError, match=r"\Amodel_path: lstm.keras .*train.*\Z"):
+    with pytest.raises(lstm.UserError, match=r"\Amodel_path: lstm.keras: .*train.*\Z"):
         lstm.classify(["text"], lstm.Config())
     bad = tmp_path / "bad.keras"
     for content in (b"not a model", b""):
         bad.write_bytes(content)
         with pytest.raises(
-            lstm.UserError, match=r"\Amodel_path: .*bad.keras cannot.*\Z"
+            lstm.UserError, match=r"\Amodel_path: .*bad.keras: cannot.*\Z"
         ):
             lstm.load(str(bad))
 
 
 def test_train_on_ones_own_and_predict(run, start, tmp_path):
-    pytest.importorskip("matplotlib")
     shutil.copy(SAMPLE, tmp_path / "r.csv")
-    name, plot = "my brother's.keras", ["--plot", "r.png"]
-    fields = ["--number-of-epochs", "12", "--batch-size", "16", *plot]
+    name = "my brother's.keras"
+    fields = ["--number-of-epochs", "12", "--batch-size", "16"]
     process = run("--data", "r.csv", *TINY, *fields, "--model-path", name)
-    assert {*os.listdir(tmp_path)} - {"keras"} == {"r.csv", "r.png", name}
+    assert {*os.listdir(tmp_path)} - {"keras"} == {"r.csv", name}
     with open(SAMPLE, "rb") as file:
         assert (tmp_path / "r.csv").read_bytes() == file.read()
 

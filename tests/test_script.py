@@ -12,7 +12,6 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import ROOT, SHORTER, TINY, assert_one_line, random_model, tiny
 
 import lstm
@@ -34,10 +33,12 @@ def test_prints_the_articles_lines_and_nothing_else(run):
     curves += r" - val_accuracy: \d\.\d{4} - val_loss: \d\.\d{4}"
     number = r"\d+\.\d"
     for line, pattern in zip(
-        lines[-5:],
+        lines[-7:],
         [
-            rf"Epoch 1/2 - {number}s - {curves}",
-            rf"Epoch 2/2 - {number}s - {curves}",
+            "Epoch 1/2",
+            rf"\d+/\d+ - \d+s - \d+m?s/step - {curves}",
+            "Epoch 2/2",
+            rf"\d+/\d+ - \d+s - \d+m?s/step - {curves}",
             rf"Test results - Loss: {number}\d\d\d - Accuracy: {number}\d%",
             rf"Time - load: {number}s - fit: {number}s - evaluate: {number}s - on CPU",
             "Model kept in lstm.keras - try: "
@@ -110,7 +111,7 @@ def test_presets_lose_against_what_is_given():
         ("--validation-split 1", "validation_split"),
         ("--validation-split nan", "validation_split"),
         ("--dropout -0.1", "dropout"),
-        ("--word-dropout 0.5", "word_dropout"),
+        ("--word-dropout 1", "word_dropout"),
         ("--learning-rate nan", "learning_rate"),
         ("--learning-rate=-0.1", "learning_rate"),
         ("--patience=-1", "patience"),
@@ -155,7 +156,7 @@ def test_wrong_flag_is_one_line(arguments, word, capsys, monkeypatch):
 def test_what_keras_refuses_names_the_field_before_loading(given, monkeypatch):
     (name,) = given
     monkeypatch.setattr(lstm, "load_data", None)
-    with pytest.raises(lstm.UserError, match=rf"\A{name}: [^\x1b\n]*\Z"):
+    with pytest.raises(lstm.UserError, match=rf"\A[^:]*{name}[^:]*: [^\x1b\n]*\Z"):
         lstm.main(lstm.Config(**given))
 
 
@@ -261,16 +262,6 @@ def test_flags_in_the_readme_exist(run):
         assert re.search(rf"{flag}[ ,]", known), flag
 
 
-def test_cpu_switch_that_comes_too_late_is_told(monkeypatch):
-    monkeypatch.setattr(lstm, "load_data", None)
-    found = {"GPU": ["a GPU"]}
-    monkeypatch.setattr(
-        tf.config, "list_physical_devices", lambda k=None: found.get(k, [])
-    )
-    with pytest.raises(lstm.UserError, match=r"\Aforce_cpu: .*\Z"):
-        lstm.main(lstm.Config(force_cpu=True))
-
-
 CONSOLES = """
 import contextlib, gc, json, os, runpy, signal, sys
 
@@ -301,7 +292,7 @@ for argv in ([""], ["/x/pydevconsole.py", "--mode=client"]):  # Spyder, PyCharm
     assert len(history.history["loss"]) == 1 and gc.isenabled()
 
 print("== interrupted")
-*_, results = main(Config(number_of_epochs=9, verbosity_mode=2, plot="curves.png"))
+*_, results = main(Config(number_of_epochs=9, verbosity_mode=2))
 plot_reading("word1 word2", model, "reading.png")
 assert results["loss"] > 0
 
@@ -347,8 +338,7 @@ def test_started_in_other_ways(python, tmp_path):
     assert "\nInterrupted" in interrupted
     assert "Epoch 2/9" in interrupted and "Epoch 3/9" not in interrupted
     assert "Test results - " in interrupted and "Model kept in " in interrupted
-    for name in ("curves.png", "reading.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "reading.png").read_bytes().startswith(b"\x89PNG")
     assert "--num-distinct-words" in text and "reviews per training" not in text
     assert other == "another name\n"
     assert kept.format(" (replaced)") in script
@@ -356,7 +346,7 @@ def test_started_in_other_ways(python, tmp_path):
     assert "Test results - " in infinite and "Model kept" not in infinite
     first, second, third = process.stderr.splitlines()
     assert_one_line(first, "IMDB", "network", "storage.googleapis.com")
-    assert_one_line(second, "optimizer: ", "adamm")
+    assert_one_line(second, "optimizer", "adamm")
     assert_one_line(third, "not finite", "learning_rate")
 
 
