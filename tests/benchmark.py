@@ -176,6 +176,7 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "learning_rate": "--learning-rate 0.001",
         "cosine_decay": "--no-cosine-decay",
         "embedding_output_dims": "--embedding-output-dims 15",
+        "naive_bayes": "--naive-bayes 0",
         "masked, rarest, max_sequence_length, word_dropout": "--no-masked --no-rarest "
         "--max-sequence-length 300 --word-dropout 0",
     },
@@ -183,11 +184,9 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "nothing": "",
         "naive_bayes": "--naive-bayes 0",
         "number_of_epochs": "--number-of-epochs 5",
-        "learning_rate": "--learning-rate 0.005",
         "num_bigrams": "--num-bigrams 0",
         "num_distinct_words": "--num-distinct-words 5000",
         "dropout": "--dropout 0",
-        "word_dropout": "--word-dropout 0.5",
         "lstm_units": "--lstm-units 10",
     },
 }
