@@ -2,7 +2,7 @@
 
 `python lstm.py` reads the 50,000 IMDB reviews (17 MB, downloaded once), trains
 Embedding -> LSTM -> Dense for five epochs, reports the accuracy on 25,000 reviews it
-never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`:
+never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`.
 
     --preset article    87.0 +- 0.4%, the values of Christian Versloot's article
     --preset tuned      89.9 +- 0.1%, the same words, put to better use
@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 # %% Configuration
-# Change a default here, or for one run with a flag, or `main(Config(lstm_units=32))`.
+# Change a default here, or for one run a flag, or `main(Config(**PRESETS["large"]))`.
 @dataclass(frozen=True)
 class Config:
     """Every choice of a run. Raises UserError for a value that cannot work."""
@@ -57,31 +57,32 @@ class Config:
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
     validation_split: float = 0.20  # share of the training set held out, from its end
-    verbosity_mode: int = 1  # of the epochs: 0 silent, 1 progress, 2 one line each
+    verbosity_mode: int = 1  # of the epochs: 0 silent, 1 a progress bar, 2 lines
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
     masked: bool = False  # pad after the text, skip the padding, batch by length
-    rarest: bool = False  # drop unknown words; shorten by the commonest, not the start
+    rarest: bool = False  # drop unknown words; a long review keeps its rarest words
     num_bigrams: int = 0  # how many word pairs, such as "not good", become tokens
-    pooling: str = "last"  # Dense sees the last state; concat adds mean and maximum
+    pooling: str = "last"  # Dense sees the last state; concat: mean and maximum, too
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
-    naive_bayes: float = 0.0  # how far each word starts towards its commoner label
+    naive_bayes: float = 0.0  # push each word's first vector towards its commoner label
     learning_rate: float = None  # in place of the optimizer's own
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
     lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
     seed: int = 1  # same seed, same machine, same result
-    force_cpu: bool = False  # hide a GPU that is slower; set before the import
+    force_cpu: bool = False  # hide the GPU; works only before TensorFlow is imported
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
-    plot: str = ""  # a picture to draw of the training, or of what --predict reads
+    plot: str = ""  # a picture (.png) to draw of how --predict reads its texts
 
     def __post_init__(self):
-        least = {"num_distinct_words": 4, "verbosity_mode": 0, "seed": 0}
+        least = {"num_distinct_words": 4}
+        least |= dict.fromkeys(["verbosity_mode", "seed", "num_bigrams", "patience"], 0)
         for f in fields(self):
             value, lowest = getattr(self, f.name), least.get(f.name, 1)
-            if f.type is int and value < lowest and value != f.default:
+            if f.type is int and value < lowest:
                 raise UserError(f"{f.name}: {value} is below {lowest}")
             if f.type is float and f.name != "learning_rate" and not 0 <= value < 1:
                 raise UserError(f"{f.name}: {value} is not at least 0 and below 1")
@@ -126,7 +127,7 @@ def parse_command_line(arguments):
     parser = ArgumentParser(allow_abbrev=False, argument_default=SUPPRESS)
     parser.usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
     source = "".join(linecache.getlines(parse_command_line.__code__.co_filename))
-    comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", source))
+    comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", source.replace("%", "%%")))
     kinds = {bool: {"action": BooleanOptionalAction}, tuple: {"nargs": "*"}}
     kinds[dict] = {"nargs": "*", "metavar": "NAME=VALUE"}
     for f in fields(Config):
@@ -138,31 +139,31 @@ def parse_command_line(arguments):
     text = "texts to classify with the kept model; - for the lines of standard input"
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help=text)
     given = vars(parser.parse_args(arguments))
-    texts, preset = given.pop("predict", None), given.pop("preset", "article")
-    options = dict(text.partition("=")[::2] for text in given.get("lstm_options", []))
+    texts, start = given.pop("predict", None), PRESETS[given.pop("preset", "article")]
+    options = dict(text.partition("=")[::2] for text in given.pop("lstm_options", []))
     for name, value in options.items():
         with contextlib.suppress(ValueError):  # a number, true or false; else a name
             options[name] = json.loads(value.lower())
     try:
-        return Config(**PRESETS[preset] | given | {"lstm_options": options}), texts
+        return Config(**start | given | (options and {"lstm_options": options})), texts
     except UserError as error:
         parser.error(str(error))  # exits with code 2, as for any wrong flag
 
 
 IN_NOTEBOOK, INTERACTIVE = "ipykernel" in sys.modules, hasattr(sys, "ps1")
 INTERRUPTED = KeyboardInterrupt if INTERACTIVE else ()  # what `fit` may be stopped by
-# It is a script if Python was started with it; else sys.argv is somebody else's.
+# Only if Python was started with this file are sys.argv and the process ours.
 HERE, STARTED = parse_command_line.__code__.co_filename, "".join(sys.argv[:1])
 IS_SCRIPT = __name__ == "__main__" and os.path.abspath(HERE) == os.path.abspath(STARTED)
 config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # enough for so small a model
-    gc.set_threshold(100_000)  # to search 50,000 lists of words for garbage once only
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # enough for a small model
+    gc.set_threshold(100_000)  # seldom search 50,000 lists of words for garbage
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    for name in {"SIGINT", "SIGPIPE"} & set(() if INTERACTIVE else dir(signal)):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)  # ends it like any tool
+    for name in () if INTERACTIVE else {"SIGINT", "SIGPIPE"} & {*dir(signal)}:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)  # Ctrl-C ends it at once
 
 
 # %% The CPU switch, and TensorFlow
@@ -196,7 +197,7 @@ def load_data(config):
     ids = {"start_char": START, "oov_char": OUT_OF_VOCABULARY, "index_from": UNUSED}
     with as_user_error("IMDB: check the network, or empty ~/.keras/datasets"):
         parts, ranks = imdb.load_data(num_words=size, **ids), imdb.get_word_index()
-    words = sorted(ranks, key=ranks.get)[: size - FIRST_WORD]
+    words = sorted(ranks, key=ranks.get)[: size - FIRST_WORD]  # rank 1 has id 4
     return *parts, dict(zip([*SPECIAL, *words], count()))
 
 
@@ -206,8 +207,8 @@ def prepare(reviews, vocabulary, config):
     bigrams = [token for token in vocabulary if " " in token]
     if bigrams:  # each becomes one more token, behind its second word
         ids = {tuple(map(vocabulary.get, b.split(" "))): vocabulary[b] for b in bigrams}
-        pairs = ([(pair[1], ids.get(pair)) for pair in pairwise(x)] for x in reviews)
-        reviews = [[START, *(t for pair in x for t in pair if t)] for x in pairs]
+        pairs = ([(b, ids.get((a, b))) for a, b in pairwise(x)] for x in reviews)
+        reviews = [[START, *(t for both in x for t in both if t)] for x in pairs]
     if config.rarest:  # keep the highest ids (bigrams, rare words), in the text's order
         reviews = [x[x != OUT_OF_VOCABULARY] for x in map(np.array, reviews)]
         reviews = [x[np.sort(np.argsort(x, kind="stable")[-length:])] for x in reviews]
@@ -224,7 +225,7 @@ def build_model(config):
     num_tokens = config.num_distinct_words + config.num_bigrams
     dims, concat = config.embedding_output_dims, config.pooling == "concat"
     options = {"units": config.lstm_units, "dropout": config.dropout}
-    options |= {"return_sequences": concat} | config.lstm_options
+    options |= {"return_sequences": concat} | config.lstm_options  # all states or last
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     model.add(keras.layers.Embedding(num_tokens, dims, mask_zero=config.masked))
@@ -237,15 +238,15 @@ def build_model(config):
 
 # %% Training
 def compile_model(model, config):
-    """Give the model optimizer, loss and metrics, and try these on two reviews."""
+    """Give the model optimizer, loss and metrics, and try them on two predictions."""
     optimizer = keras.optimizers.get(config.optimizer)
     if config.learning_rate is not None:
         optimizer.learning_rate = config.learning_rate
-    # A word that a batch holds twice has two gradients, to be added up. Keras's Adam on
-    # TensorFlow squares them one by one before it does; turned into a tensor they are.
+    # A word that a batch holds twice has two gradients, to be added before Adam squares
+    # them. Keras's squares each of them, unless they come as one dense tensor.
     apply = optimizer.apply
-    optimizer.apply = lambda gradients, variables=None: apply(
-        [g if g is None else tf.convert_to_tensor(g) for g in gradients], variables
+    optimizer.apply = lambda grads, *more, **how: apply(
+        [g if g is None else tf.convert_to_tensor(g) for g in grads], *more, **how
     )
     model.compile(optimizer, config.loss_function, metrics=[*config.additional_metrics])
     y, p = np.array([0, 1]), tf.constant([[0.1], [0.9]])
@@ -261,19 +262,21 @@ def train(model, data, held_out, config):
         schedules, rate = keras.optimizers.schedules, model.optimizer.learning_rate
         model.optimizer.learning_rate = schedules.CosineDecay(float(rate), steps)
     model.optimizer.build(model.trainable_variables)  # else `fit` traces the step twice
-    verbose, calls = config.verbosity_mode, [keras.callbacks.TerminateOnNaN()]
+    callbacks = [keras.callbacks.TerminateOnNaN()]
+    verbose = config.verbosity_mode if sys.stdout else 0
     if verbose == 1 and not (IN_NOTEBOOK or getattr(sys.stdout, "isatty", bool)()):
         verbose = 2  # a bar is for a screen, a file or a pipe gets lines
-    model.steps_per_execution = 1 if verbose == 1 else 8  # between returns to Python
+    model.steps_per_execution = 1 if verbose == 1 else 8  # steps in one go
     if config.patience:
         best = {"patience": config.patience, "restore_best_weights": True}
-        calls.append(keras.callbacks.EarlyStopping("val_loss", mode="min", **best))
-    how = {"epochs": config.number_of_epochs, "callbacks": calls, "verbose": verbose}
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", mode="min", **best))
+    how = {"epochs": config.number_of_epochs, "verbose": verbose, "shuffle": False}
     how |= {"validation_data": held_out, "validation_batch_size": 1000}
     try:
-        model.fit(data, shuffle=False, **how)
+        model.fit(data, callbacks=callbacks, **how)  # `batches` has shuffled
     except INTERRUPTED:
         print("\nInterrupted: going on with what was learnt so far")
+        callbacks[-1].on_train_end()  # patience has kept the best
 
 
 # %% The run, from the reviews to the result
@@ -303,7 +306,7 @@ def main(config):
     times.append(time.perf_counter())
 
     use_fast_loop(model)
-    word_model = with_lookup(model, vocabulary, config)  # the same layers
+    word_model = with_lookup(model, vocabulary, config)  # shares the layers
     model.summary()
     held_out = (x_train[size:], y_train[size:]) if size < len(x_train) else None
     train(model, batches(x_train[:size], y_train[:size], config, cut), held_out, config)
@@ -311,7 +314,7 @@ def main(config):
     results = model.evaluate(x_test, y_test, 1000, verbose=0, return_dict=True)
     times.append(time.perf_counter())
     text = "Test results"
-    for name in sorted(results, key="loss".__ne__):  # the loss first
+    for name in sorted(results, key=lambda name: name != "loss"):  # the loss first
         style = ".2%" if "accuracy" in name else ".4f"
         text += f" - {name.capitalize()}: {results[name]:{style}}"
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
@@ -336,21 +339,22 @@ def as_user_error(text):
 
 
 def check_model(model, config):
-    """Raise an error for a model that cannot be trained, kept and used. Return config,
-    `masked` as the model is, and whether batches may be cut to their longest review."""
+    """Raise an error for a model that cannot be trained, kept and used. Return config
+    with the model's own `masked`, and whether batches may be cut to their longest."""
     if not isinstance(model, keras.Sequential):
         raise TypeError("must return a keras.Sequential")
     if not model.built:  # it has no Input
         model.build((None, config.max_sequence_length))
-    linear = getattr(model.layers[-1], "activation", None) is keras.activations.linear
-    if linear or model.output_shape != (None, 1):
+    end = getattr(model.layers[-1], "activation", keras.activations.sigmoid)
+    if end is not keras.activations.sigmoid or model.output_shape != (None, 1):
         raise ValueError("must end in one probability: Dense(1, activation='sigmoid')")
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
     masked = any(getattr(x, "mask_zero", False) for x in model.layers)
-    turned = [x for x in model.layers if getattr(x, "go_backwards", False)]
-    if masked and any(x.return_sequences for x in turned):
-        raise ValueError("masked go_backwards; Keras turns the states but not the mask")
+    r = [x for x in model.layers if masked and isinstance(x, keras.layers.RNN)]
+    if any(x.go_backwards if x.return_sequences else x.zero_output_for_mask for x in r):
+        raise ValueError("masked go_backwards or zero_output_for_mask reads padding")
     cut = all(x.supports_masking and not getattr(x, "unroll", 0) for x in model.layers)
+    cut &= not any(isinstance(x, keras.layers.TimeDistributed) for x in model.layers)
     return replace(config, masked=masked), masked and cut
 
 
@@ -368,9 +372,9 @@ def batches(x, y, config, cut):
         groups = np.array_split(order, steps)  # of one size, give or take one
         for i in random.permutation(steps):
             tokens = x[groups[i]]
-            if config.masked or config.word_dropout:  # Iyyer et al. 2015
+            if config.masked or config.word_dropout:  # the latter: Iyyer et al. 2015
                 kept = random.random(tokens.shape, "f4") >= config.word_dropout
-                kept[:, 0] = True  # no review is left empty
+                kept[:, 0] = True  # if masked, no review is left empty
                 tokens = [row[row != PADDING] for row in tokens * kept]
                 tokens = keras.utils.pad_sequences(tokens, width, padding=padding)
             yield tokens, y[groups[i]]
@@ -387,8 +391,8 @@ def batches(x, y, config, cut):
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, vocabulary, config):
-    """Return a dict from bigram, str such as "not good", to id: the num_bigrams that
-    occur in positive reviews furthest from chance, roughly in standard deviations."""
+    """Return a dict from bigram, str such as "not good", to id: the num_bigrams whose
+    share of positive reviews is furthest from chance, in about standard deviations."""
     tokens = np.concatenate(reviews).astype(np.int64)
     positive = np.repeat(labels, [len(review) for review in reviews])[1:]
     first, second = tokens[:-1], tokens[1:]
@@ -405,12 +409,12 @@ def choose_bigrams(reviews, labels, vocabulary, config):
 def start_at_naive_bayes(model, x, y, config):
     """Add to each token's vector the log ratio of naive Bayes (Wang and Manning 2012),
     times naive_bayes, with a random sign for each dimension (Li et al. 2016)."""
-    size, dims = (vectors := model.layers[0].embeddings).shape
-    seen = np.ones((2, size))  # how many reviews of each label hold a token, plus one
+    vectors = model.layers[0].embeddings
+    seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
         seen[label, tokens] += 1  # one, however often it occurs
     ratio = np.log(seen[1] / seen[0] * np.sum(y == 0) / np.sum(y == 1))
-    signs = np.random.default_rng(config.seed).choice([-1, 1], dims)
+    signs = np.random.default_rng(config.seed).choice([-1, 1], vectors.shape[1])
     vectors.assign_add(config.naive_bayes * np.outer(ratio, signs))
 
 
@@ -422,12 +426,12 @@ class ConcatPooling(keras.layers.Layer):
     def call(self, states, mask=None):
         mask = keras.ops.ones_like(states[:, :, 0]) if mask is None else mask
         real = keras.ops.cast(mask, states.dtype)[:, :, None]  # 1 for words, else 0
-        ends = real - keras.ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])  # the last
+        ends = real - keras.ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])  # last words
         last, mean = keras.ops.sum(states * ends, 1), keras.ops.sum(states * real, 1)
         highest = keras.ops.max(states - 1e4 * (1 - real), 1)
         return keras.ops.concatenate([last, mean / keras.ops.sum(real, 1), highest], 1)
 
-    compute_mask = lambda self, states, mask=None: None  # time is gone
+    compute_mask = lambda self, states, mask=None: None  # no time is left to mask
 
 
 # %% The fast LSTM
@@ -444,9 +448,7 @@ def use_fast_loop(model):
             lstm = getattr(layer, way, layer)
             if type(lstm) is keras.layers.LSTM and lstm.count_params() < 40_000:
                 exact = can.items() <= lstm.get_config().items()
-                # Keras's last state is then zeros for every review with padding.
-                zeros = lstm.zero_output_for_mask and not lstm.return_sequences
-                if exact and lstm.compute_dtype == "float32" and not zeros:
+                if exact and lstm.compute_dtype == "float32":
                     lstm.inner_loop = functools.partial(fast_loop, lstm)
 
 
@@ -462,8 +464,8 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
         sequences = tf.reverse_sequence(sequences, lengths, 1)
     parts = sequences, lengths, *initial_state
     halves = zip(*(tf.split(x, [batch // 2, batch - batch // 2]) for x in parts))
-    results = zip(*(lstm_states(layer.cell, *half) for half in halves))  # at once
-    last, states = (tf.concat(halves, 0) for halves in results)
+    results = zip(*(lstm_states(layer.cell, *half) for half in halves))  # in parallel
+    last, states = (tf.concat(two, 0) for two in results)
     # Over padding, the last state is repeated, or zeros follow; backwards, zeros lead.
     zeros = layer.zero_output_for_mask or layer.go_backwards
     states = tf.where(mask[:, :, None], states, 0.0 if zeros else last[:, None])
@@ -474,13 +476,13 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
 
 def lstm_states(cell, x, lengths, h, c):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
-    cell over inputs x (batch, time, features), from states h and c (batch, units): h =
-    o * tanh(c), c = f * c + i * tanh(z). Gates i, f and o are sigmoid(z), and each z is
-    x @ W + h @ U + b, with W, U, b of its own. Returns the last h, and that of all."""
+    cell over x (batch, time, features), from states h and c (batch, units). Each step:
+    c = f * c + i * new, then h = o * tanh(c), with i, f, o = sigmoid(z), new = tanh(z),
+    each z = x @ W + h @ U + b with its own W, U, b. Returns the last h, and every h."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     w = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # The other half of a single review is empty, and its gradient not a number.
+    # Of a single review the other half is empty, and its gradient not a number.
     w = tf.where(tf.size(lengths) > 0, w, 0.0)
     off = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros(h.shape[1]))  # no peepholes
     off |= {"forget_bias": 0.0, "cell_clip": -1.0}  # Keras's bias has it; no clipping
@@ -503,9 +505,9 @@ def with_lookup(model, vocabulary, config):
     lookup = keras.layers.StringLookup(vocabulary=known, mask_token="", name="lookup")
     x, mask = lookup(words), None
     for layer in model.layers:
-        real = layer.compute_mask(x, mask) if layer.supports_masking else None
-        pooling = isinstance(layer, ConcatPooling)  # kept as its Keras operations
-        x, mask = layer.call(x, mask) if pooling else layer(x), real
+        next_mask = layer.compute_mask(x, mask) if layer.supports_masking else None
+        ours = isinstance(layer, ConcatPooling)  # kept as the operations that it does
+        x, mask = (layer.call(x, mask) if ours else layer(x)), next_mask
     return keras.Model(words, x)
 
 
@@ -538,7 +540,7 @@ def load(path):
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
         kept = json.loads(archive.read("metadata.json"))["keras_version"]
         why = f"kept with Keras {kept}, this is {keras.__version__}"
-        why += "; upgrade Keras" if kept != keras.__version__ else ""
+        why += "; upgrade Keras or train again" if kept != keras.__version__ else ""
     with as_user_error(f"model_path: {path}: {why}"):
         model = keras.saving.load_model(path, compile=False)
     use_fast_loop(model)
@@ -557,7 +559,7 @@ def predict(texts, model):
     words, results = np.array([*vocabulary], object), [np.zeros(0, "float32")]
     for i in range(0, len(texts), 1000):  # so that many texts need little memory
         reviews = [encode(text, vocabulary) for text in texts[i : i + 1000]]
-        tokens = tf.constant(words[prepare(reviews, vocabulary, config)])
+        tokens = tf.constant(words[prepare(reviews, vocabulary, config)])  # as words
         results.append(model.predict(tokens, batch_size=1000, verbose=0)[:, 0])
     return np.concatenate(results)
 
@@ -581,19 +583,18 @@ def classify(texts, config):
     for t in filter(os.path.isfile, texts):
         raise UserError(f"predict: {t} is a file; use --predict - < {shlex.quote(t)}")
     model, groups = load(config.model_path), [texts]
-    if texts == ["-"] and sys.stdin:  # what has arrived, to the end of its last line
-        raw = sys.stdin.buffer.raw
-        chunks = iter(lambda: raw.read(2**18), b"")
-        chunks = (c if c[-1:] == b"\n" else c + raw.readline() for c in chunks)
-        groups = ([x.decode(errors="replace") for x in c.splitlines()] for c in chunks)
+    if texts == ["-"] and (raw := sys.stdin and sys.stdin.buffer.raw):
+        chunks = iter(lambda: raw.read(2**18), b"")  # what has arrived, in whole lines
+        whole = (c if c[-1:] == b"\n" else c + raw.readline() for c in chunks)
+        groups = ([x.decode(errors="replace") for x in c.splitlines()] for c in whole)
     words, _ = reads_as(model)
-    for group in groups:
+    for n, group in enumerate(groups):
         for text, probability in zip(group, predict(group, model)):
             start = "".join(c if c.isprintable() else " " for c in text[:50]).strip()
             label = "positive" if probability > 0.5 else "negative"
             note = "" if max(encode(text, words)) >= FIRST_WORD else " - no known word"
             print(f"{start} - {label} - {probability:.4f}{note}", flush=True)
-        if config.plot:
+        if config.plot and n == 0:
             with as_user_error("plot: needs matplotlib, and a name that ends in .png"):
                 plot_reading(group, model, config.plot)
 
@@ -603,11 +604,11 @@ def plot_reading(texts, model, path=""):
     up to six, the last 60 words, the largest changes marked, unknown words in grey."""
     from matplotlib.figure import Figure
 
-    texts = [texts] if isinstance(texts, str) else texts[:6]
+    texts = np.asarray(texts, object).ravel()[:6]
     vocabulary, _ = reads_as(model)
     figure = Figure(figsize=(11, 3.5 * len(texts)), layout="constrained")
     for axis, text in zip(figure.subplots(len(texts), squeeze=False).flat, texts):
-        words = ["", *text.encode(errors="replace").decode().split()]
+        words = ["", *text.encode(errors="replace").decode().split()]  # no surrogates
         shown = range(len(words))[-61:]
         curve = predict([" ".join(words[: n + 1]) for n in shown], model)
         axis.plot(curve, "ko-", ms=3)
@@ -618,7 +619,7 @@ def plot_reading(texts, model, path=""):
             odd = OUT_OF_VOCABULARY in encode(words[n], vocabulary)
             tick.set(color="darkgrey" if odd else "black", ha="right", parse_math=False)
         moves = np.diff(curve)
-        for n in np.argsort(-np.abs(moves))[: sum(np.abs(moves) > 0.02)][:5]:
+        for n in [n for n in np.argsort(-np.abs(moves))[:5] if abs(moves[n]) > 0.02]:
             axis.text(n + 1, curve[n + 1] + 0.03, f"{moves[n]:+.2f}", ha="center")
     if path:
         figure.savefig(path, dpi=150)
@@ -632,9 +633,9 @@ def plot_reading(texts, model, path=""):
 # %% Your own reviews
 def read_csv(config):
     """Do what `load_data` does with the CSV file config.data. Columns: text or review,
-    label or sentiment; where split is not train, or else a fifth, is for the test."""
+    label or sentiment, and split (train or test), or a fifth is for the test."""
     columns = {"review": "text", "sentiment": "label"}  # as other people call them
-    sign = dict.fromkeys(["0", "0.0", "-1", "neg", "negative", "false", "no", "bad"], 0)
+    sign = dict.fromkeys(["0", "0.0", "neg", "negative", "false", "no", "bad"], 0)
     sign |= dict.fromkeys(["1", "1.0", "pos", "positive", "true", "yes", "good"], 1)
     table, rows = [], csv.DictReader([])
     csv.field_size_limit(2**31 - 1)  # a text may be long
@@ -661,7 +662,7 @@ def read_csv(config):
     texts, labels, is_test = np.array(table, object).reshape(-1, 3).T
     labels, is_test = labels.astype(int), is_test.astype(bool)
     random = np.random.default_rng(config.seed)
-    if "split" not in names:
+    if "split" not in names:  # a fifth of each label, by chance
         order = random.permutation(len(texts))
         is_test[order[np.argsort(labels[order], kind="stable")][::5]] = True
     # In random order, as the end of the training part may be held out.
@@ -671,7 +672,7 @@ def read_csv(config):
     counts = Counter(word for text in texts[train] for word in split_words(text))
     words = [w for w, _ in counts.most_common(config.num_distinct_words - FIRST_WORD)]
     vocabulary = dict(zip([*SPECIAL, *words], count()))
-    x = np.frompyfunc(lambda text: encode(text, vocabulary), 1, 1)(texts)
+    x = np.frompyfunc(lambda text: encode(text, vocabulary), 1, 1)(texts)  # of arrays
     return (x[train], labels[train]), (x[test], labels[test]), vocabulary
 
 

@@ -456,7 +456,7 @@ def test_csv_as_people_have_it(tmp_path, content):
         assert text == (["good", "well", "fine"] if label else ["bad", "ill"])
 
 
-LABELS = {"pos": 1, "neg": 0, "True": 1, "False": 0, "1.0": 1, "0.0": 0, "-1": 0}
+LABELS = {"pos": 1, "neg": 0, "True": 1, "False": 0, "1.0": 1, "0.0": 0}
 LABELS |= {
     "0": 0,
     "1": 1,
@@ -509,6 +509,7 @@ def test_csv_without_a_word(tmp_path):
         (b"text,label\na,1\nb,2\n", "class"),
         (b"text,label\na,1\nb,2\n", "positive"),
         (b"text,label\na,5 stars\n", "line 2: "),
+        (b"text,label\na,1\nb,0\nc,-1\n", "'-1'"),  # 0 may be a third class
         (b"text,label\n\n\na,1\n\nb,7\n", "line 6: "),
         (b'text,label\n\n"a\n\nb",7\n', "line 5: "),
         (b'text,label\n"a\n\nb",1\n\nc,7\n', "line 6: "),
@@ -566,6 +567,21 @@ def test_picture_of_what_is_read(texts, kept, tmp_path, capfd):
     assert picture.read_bytes().startswith(b"\x89PNG")
     output, errors = capfd.readouterr()
     assert len(output.splitlines()) == len(texts) and errors == ""
+
+
+def test_picture_of_a_data_frame(words_model, monkeypatch, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+    seen = []
+
+    def predict(texts, _):
+        seen.append(texts[-1])
+        return np.zeros(len(texts))
+
+    monkeypatch.setattr(lstm, "predict", predict)
+    frame = pandas.DataFrame({"review": ["good film", "bad film"]})
+    lstm.plot_reading(frame, words_model, tmp_path / "reading.png")
+    assert [text.strip() for text in seen] == ["good film", "bad film"]
 
 
 @pytest.mark.parametrize("in_notebook", [False, True])

@@ -213,11 +213,13 @@ def both_ways(units, **options):
 def test_fast_loop_computes_what_keras_does(
     kind, options, sequences, masked, fast_runs
 ):
+    zeros = kind is LAYERS.LSTM and "zero_output_for_mask" in options
+    if masked and zeros and not sequences:
+        pytest.skip("refused: Keras's last state is then zeros")
     fast, plain = pair(lambda: [kind(4, return_sequences=sequences, **options)])
     assert_same(fast, plain, vectors(5), MASK if masked else None)
     runs = len(fast_runs)
-    last_zero = not sequences and "zero_output_for_mask" in options
-    assert (runs == 0) == (last_zero and kind is LAYERS.LSTM)  # left to Keras
+    assert runs
     outputs_and_gradients(plain, vectors(5), None)
     assert len(fast_runs) == runs  # the other one is not changed
 

@@ -58,6 +58,10 @@ EDITS = {
     "backwards": lambda: [LAYERS.LSTM(6, go_backwards=True)],
     "unrolled": lambda: [LAYERS.LSTM(6, unroll=True)],
     "simple": lambda: [LAYERS.SimpleRNN(6)],
+    "time-distributed": lambda: [
+        LAYERS.TimeDistributed(LAYERS.Dense(5)),
+        LAYERS.LSTM(6),
+    ],
     "activation": lambda: [LAYERS.LSTM(6), LAYERS.Dense(1), LAYERS.Activation("tanh")],
 }
 
@@ -169,13 +173,49 @@ def test_model_that_is_no_sequential_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_pooling_behind_a_masked_backward_lstm_is_refused(masked, monkeypatch):
-    options = {"go_backwards": True}
-    config = tiny(masked=masked, pooling="concat", lstm_options=options)
+@pytest.mark.parametrize(
+    ("option", "pooling"),
+    [("go_backwards", "concat"), ("zero_output_for_mask", "last")],
+)
+def test_states_that_are_not_where_the_mask_is(option, pooling, masked, monkeypatch):
+    config = tiny(masked=masked, pooling=pooling, lstm_options={option: True})
     monkeypatch.setattr(lstm, "load_data", lambda _: 1 / 0)
     kind = lstm.UserError if masked else ZeroDivisionError
-    with pytest.raises(kind, match="go_backwards" if masked else "zero"):
+    with pytest.raises(kind, match=option if masked else "zero"):
         lstm.main(config)
+
+
+@pytest.mark.parametrize("end", ["softmax", "relu", "tanh", "linear", None])
+def test_end_that_is_no_probability_is_refused(end, monkeypatch):
+    monkeypatch.setattr(lstm, "load_data", None)
+    build = lstm.build_model
+
+    def build_model(config):
+        model = build(config)
+        model.pop()
+        model.add(LAYERS.Dense(1, activation=end))
+        return model
+
+    monkeypatch.setattr(lstm, "build_model", build_model)
+    with pytest.raises(lstm.UserError, match=r"\Abuild_model: .*sigmoid.*\Z"):
+        lstm.main(tiny())
+
+
+@pytest.mark.parametrize(
+    ("policy", "preset"), [("mixed_float16", "tuned"), ("float64", "article")]
+)
+def test_other_precisions(policy, preset, tmp_path):
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        path = str(tmp_path / "lstm.keras")
+        model, history, _ = lstm.main(tiny(preset, model_path=path))
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+    assert 0 < history.history["loss"][0] < 0.75
+    texts = ["word1 word2", "word30"]
+    kept = lstm.predict(texts, lstm.load(path))
+    np.testing.assert_allclose(kept, lstm.predict(texts, model), rtol=1e-2)
 
 
 PLAIN = """

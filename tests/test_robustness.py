@@ -130,6 +130,32 @@ def test_patience_keeps_the_best_epoch(patience, tmp_path):
     assert loss == pytest.approx(losses[best], rel=1e-4)
 
 
+def test_interrupt_keeps_the_best_epoch(tmp_path, monkeypatch, capsys):
+    class Interrupt(keras.callbacks.TerminateOnNaN):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                weights.extend(self.model.get_weights())
+            if epoch == 1:
+                logs["val_loss"] = 99.0  # worse than the first
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    weights = []
+    monkeypatch.setattr(lstm, "INTERRUPTED", KeyboardInterrupt)
+    monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", Interrupt)
+    fields = {"number_of_epochs": 9, "patience": 5, "learning_rate": 0.1}
+    model, *_ = lstm.main(tiny(**fields, model_path=str(tmp_path / "lstm.keras")))
+    assert "Interrupted" in capsys.readouterr().out
+    for kept, first in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(kept, first)
+
+
+def test_no_standard_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    model, *_ = lstm.main(tiny(model_path=str(tmp_path / "lstm.keras")))
+    assert lstm.predict("word1", model).shape == (1,)
+
+
 def test_interrupt_that_is_not_asked_for_is_raised(tmp_path, monkeypatch):
     class Output(io.StringIO):
         def write(self, text):

@@ -114,7 +114,8 @@ def test_presets_lose_against_what_is_given():
         ("--word-dropout 1", "word_dropout"),
         ("--learning-rate nan", "learning_rate"),
         ("--learning-rate=-0.1", "learning_rate"),
-        ("--patience=-1", "patience"),
+        ("--patience=-1", "patience: -1 is below 0"),
+        ("--num-bigrams=-1", "num_bigrams: -1 is below 0"),
         ("--patience 2 --validation-split 0", "patience"),
         ("--preset tuned --patience 2", "patience"),
         ("--preset best", "preset"),
@@ -250,6 +251,22 @@ def test_models_of_the_readme_are_trained(tmp_path, monkeypatch):
         assert kinds.count("Bidirectional") == both
         kept = module.predict(texts, module.load(config.model_path))
         np.testing.assert_allclose(kept, module.predict(texts, model), rtol=1e-5)
+
+
+def test_defaults_that_were_changed_hold(python, tmp_path):
+    source = (ROOT / "lstm.py").read_text(encoding="utf-8")
+    for old, new in (
+        ("patience: int = 0  # ", "patience: int = 3  # 100% of the "),
+        ("field(default_factory=dict)", "field(default_factory=lambda: {'seed': 7})"),
+    ):
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "changed.py").write_text(source, encoding="utf-8")
+    code = "import changed; read = changed.parse_command_line\n"
+    code += "print(read(['--patience', '0'])[0].patience, read([])[0].lstm_options)\n"
+    code += "read(['--help'])"
+    process = python("-c", code)
+    assert process.stdout.startswith("0 {'seed': 7}\n") and "100% of" in process.stdout
 
 
 def test_flags_in_the_readme_exist(run):
