@@ -201,15 +201,12 @@ def test_end_that_is_no_probability_is_refused(end, monkeypatch):
         lstm.main(tiny())
 
 
-@pytest.mark.parametrize(
-    ("policy", "preset"), [("mixed_float16", "tuned"), ("float64", "article")]
-)
-def test_other_precisions(policy, preset, tmp_path):
+def test_mixed_precision(tmp_path):
     before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_dtype_policy(policy)
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
     try:
         path = str(tmp_path / "lstm.keras")
-        model, history, _ = lstm.main(tiny(preset, model_path=path))
+        model, history, _ = lstm.main(tiny("tuned", model_path=path))
     finally:
         keras.mixed_precision.set_dtype_policy(before)
     assert 0 < history.history["loss"][0] < 0.75
@@ -233,7 +230,7 @@ assert "lstm" not in sys.modules
 def test_kept_models_need_keras_alone(trained_edit, monkeypatch, python):
     expected, paths = [], []
     words = [["[START]", *(f"word{i * k % 90 + 1}" for i in range(19))] for k in (2, 4)]
-    for name in ("concat", "stacked-bidirectional", "unit-normalization"):
+    for name in ("concat", "unit-normalization"):
         model, *_, path = trained_edit(monkeypatch, name, "tuned")
         expected.append(model.predict(tf.constant(words), verbose=0)[:, 0])
         paths.append(path)
