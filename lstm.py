@@ -514,10 +514,10 @@ def with_lookup(model, vocabulary, config):
 def reads_as(model):
     """Return the vocabulary of a model that takes words, and how to `prepare` texts."""
     with as_user_error("model: takes no words; use what main returns, or load reads"):
-        tokens, name = model.get_layer("lookup").get_vocabulary(), model.inputs[0].name
+        lookup, name = model.get_layer("lookup").get_config(), model.inputs[0].name
     how = {"rarest": "rarest" in name, "masked": name.endswith("padding")}
     how |= {"max_sequence_length": model.input_shape[1]}
-    return dict(zip(tokens, count())), Config(**how)
+    return dict(zip([*SPECIAL[:START], *lookup["vocabulary"]], count())), Config(**how)
 
 
 def keep(model, results, config):
