@@ -350,7 +350,7 @@ def check_model(model, config):
         raise ValueError("must end in one probability: Dense(1, activation='sigmoid')")
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
     masked = any(getattr(x, "mask_zero", False) for x in model.layers)
-    r = [x for x in model.layers if masked and isinstance(x, keras.layers.RNN)]
+    r = [x for x in model.layers if masked and isinstance(x, keras.layers.RNN)]  # RNNs
     if any(x.go_backwards if x.return_sequences else x.zero_output_for_mask for x in r):
         raise ValueError("masked go_backwards or zero_output_for_mask reads padding")
     cut = all(x.supports_masking and not getattr(x, "unroll", 0) for x in model.layers)

@@ -11,8 +11,8 @@
 looks at the last fifth of the training reviews. `speed` trains plain Keras, the presets
 and the tuned preset at the article's sizes in turn, each in a process of its own. `edits`
 trains the models of the README's section "Change the model". `cost` times a training
-step here and in plain Keras. `scale` makes up a CSV file of so many
-reviews of 200 words, trains on them for one epoch and classifies them.
+step here and in plain Keras. `scale` makes up a CSV file of so many reviews of 200
+words, trains on them for one epoch and classifies them.
 
 Each prints a table and puts it into tests/measured.md, in place of the one that the
 same command left there.
