@@ -15,22 +15,21 @@ Read it from the top to `main`; helpers follow. `build_model` is yours to change
 import contextlib
 import csv
 import functools
-import gc
 import json
-import linecache
+import math
 import os
+import random
 import re
 import shlex
-import signal
 import sys
 import tempfile
-import time
 import unicodedata
-import zipfile
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
-from itertools import count, pairwise
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -38,7 +37,8 @@ import numpy as np
 class UserError(Exception):
     """A mistake of the user's: one line that names the field or the file at fault."""
 
-    _render_traceback_ = lambda self: [f"lstm.py: {self}"]  # what IPython shows of it
+    def _render_traceback_(self):  # what a notebook shows of it
+        return [f"lstm.py: {self}"]
 
 
 # %% Configuration
@@ -48,12 +48,12 @@ class Config:
     """Every choice of a run. Raises UserError for a value that cannot work."""
 
     # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
-    additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per training step
+    additional_metrics: list = ("accuracy",)  # watched beside the loss
+    batch_size: int = 128  # most reviews per training step; fewer if there are few
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
     max_sequence_length: int = 300  # tokens a review; longer ones are cut (see rarest)
-    num_distinct_words: int = 5000  # size of the vocabulary, 4 special ids included
+    num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
     validation_split: float = 0.20  # share of the training set held out, from its end
@@ -67,33 +67,46 @@ class Config:
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
     naive_bayes: float = 0.0  # push each word's first vector towards its commoner label
-    learning_rate: float = None  # in place of the optimizer's own
+    learning_rate: float = 0.0  # 0 is the optimizer's own
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
     lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
     seed: int = 1  # same seed, same machine, same result
-    force_cpu: bool = False  # hide the GPU; works only before TensorFlow is imported
+    force_cpu: bool = False  # hide the GPU
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
-    plot: str = ""  # a picture (.png) to draw of how --predict reads its texts
+    plot: str = ""  # a picture (.png) to draw of how --predict reads its first text
 
     def __post_init__(self):
-        least = {"num_distinct_words": 4}
-        least |= dict.fromkeys(["verbosity_mode", "seed", "num_bigrams", "patience"], 0)
         for f in fields(self):
-            value, lowest = getattr(self, f.name), least.get(f.name, 1)
-            if f.type is int and value < lowest:
-                raise UserError(f"{f.name}: {value} is below {lowest}")
-            if f.type is float and f.name != "learning_rate" and not 0 <= value < 1:
-                raise UserError(f"{f.name}: {value} is not at least 0 and below 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < np.inf:
-            raise UserError(f"learning_rate: {self.learning_rate} is not above 0")
+            value = converted(f.name, getattr(self, f.name), type(f.default))
+            object.__setattr__(self, f.name, value)  # past the dataclass's freeze
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         if self.patience and not self.validation_split:
             raise UserError("patience: needs held-out reviews; add validation_split")
-        if not str(self.model_path).endswith(".keras") or self.model_path == self.data:
-            raise UserError("model_path: must end in .keras, and not be the data")
+        if not self.model_path.endswith(".keras"):
+            raise UserError(f"model_path: {self.model_path} must end in .keras")
+
+
+def converted(name, value, kind):
+    """Return a field's value as the kind of its default: 16.0 or "16" as 16."""
+    try:
+        if kind in (bool, int, float):
+            number = float(value)
+            may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
+            least = 0 if may_be_0 or kind is not int else 1
+            below = 1 if kind is float and name != "learning_rate" else math.inf
+            if not least <= number < below or kind(number) != number:
+                raise ValueError
+            return kind(number)
+        if name in ("data", "model_path", "plot"):
+            return os.fspath(value)
+        if name == "additional_metrics":
+            return [value] if isinstance(value, str) else list(value)
+        return dict(value) if name == "lstm_options" else value
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name}: cannot be {value!r:.50}; see --help") from None
 
 
 PRESETS = {"article": {}}
@@ -123,47 +136,51 @@ PRESETS["large"] = PRESETS["tuned"] | {
 # %% The command line: every field is a flag, and its comment is the flag's help
 def parse_command_line(arguments):
     """Return the Config that `arguments` ask for, and the texts to predict or None."""
+    with open(__file__, encoding="utf-8") as file:
+        comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", file.read()))
     # Suppressed defaults: only what was given overrides a preset.
     parser = ArgumentParser(allow_abbrev=False, argument_default=SUPPRESS)
     parser.usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
-    source = "".join(linecache.getlines(parse_command_line.__code__.co_filename))
-    comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", source.replace("%", "%%")))
-    kinds = {bool: {"action": BooleanOptionalAction}, tuple: {"nargs": "*"}}
-    kinds[dict] = {"nargs": "*", "metavar": "NAME=VALUE"}
     for f in fields(Config):
-        kind = kinds.get(f.type, {"type": f.type, "metavar": f.type.__name__.upper()})
-        text = f"{comments.get(f.name, '')} ({getattr(Config(), f.name)})"
-        flags = {f"--{f.name}", f"--{f.name.replace('_', '-')}"}
-        parser.add_argument(*sorted(flags), help=text, **kind)
+        names = sorted({f"--{f.name}", f"--{f.name.replace('_', '-')}"})
+        text = f"{comments[f.name]} ({getattr(Config(), f.name)})".replace("%", "%%")
+        if type(f.default) is bool:
+            how = {"action": BooleanOptionalAction}
+        elif f.name == "lstm_options":
+            how = {"nargs": "*", "type": name_and_value, "metavar": "NAME=VALUE"}
+        elif f.name == "additional_metrics":
+            how = {"nargs": "*", "metavar": "NAME"}
+        else:  # a text, or a number for Config to read
+            how = {"metavar": "VALUE"}
+        parser.add_argument(*names, help=text, **how)
     parser.add_argument("--preset", choices=PRESETS, help="where to start (article)")
     text = "texts to classify with the kept model; - for the lines of standard input"
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help=text)
     given = vars(parser.parse_args(arguments))
-    texts, start = given.pop("predict", None), PRESETS[given.pop("preset", "article")]
-    options = dict(text.partition("=")[::2] for text in given.pop("lstm_options", []))
-    for name, value in options.items():
-        with contextlib.suppress(ValueError):  # a number, true or false; else a name
-            options[name] = json.loads(value.lower())
+    texts = given.pop("predict", None)
+    preset = PRESETS[given.pop("preset", "article")]
     try:
-        return Config(**start | given | (options and {"lstm_options": options})), texts
+        return Config(**preset | given), texts
     except UserError as error:
         parser.error(str(error))  # exits with code 2, as for any wrong flag
 
 
-IN_NOTEBOOK, INTERACTIVE = "ipykernel" in sys.modules, hasattr(sys, "ps1")
-INTERRUPTED = KeyboardInterrupt if INTERACTIVE else ()  # what `fit` may be stopped by
-# Only if Python was started with this file are sys.argv and the process ours.
-HERE, STARTED = parse_command_line.__code__.co_filename, "".join(sys.argv[:1])
-IS_SCRIPT = __name__ == "__main__" and os.path.abspath(HERE) == os.path.abspath(STARTED)
+def name_and_value(option):
+    """Split an option of Keras's LSTM, such as recurrent_dropout=0.2, in two."""
+    name, _, value = option.partition("=")
+    with contextlib.suppress(ValueError):  # a number, true or false; else a name
+        value = json.loads(value.lower())
+    return name, value
+
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+# In a notebook or a console the command line is not this file's.
+SCRIPT = os.path.abspath(globals().get("__file__", "lstm.py"))
+IS_SCRIPT = __name__ == "__main__" and os.path.abspath(sys.argv[0]) == SCRIPT
 config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # enough for a small model
-    gc.set_threshold(100_000)  # seldom search 50,000 lists of words for garbage
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    for name in () if INTERACTIVE else {"SIGINT", "SIGPIPE"} & {*dir(signal)}:
-        signal.signal(getattr(signal, name), signal.SIG_DFL)  # Ctrl-C ends it at once
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # a seventh faster than two
 
 
 # %% The CPU switch, and TensorFlow
@@ -171,49 +188,64 @@ if IS_SCRIPT:
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # keeps memory to use again
-with contextlib.ExitStack() as quiet:  # hide notes that C++ code writes at any level
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3":
-        with contextlib.suppress(OSError):
-            quiet.callback(os.dup2, os.dup(2), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+# Memory is kept for the next step, which can make it twice as fast.
+os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+stderr = os.dup(2)
+if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":  # hide what C++ code writes at any level
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+try:
     import keras
     import tensorflow as tf
+    from keras import layers, ops
+finally:
+    os.dup2(stderr, 2)
 tf.get_logger().setLevel("ERROR")  # else a process that builds three models is warned
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
-# A review is a list of token ids: four are special, then come the words by frequency.
-SPECIAL = "", "[UNK]", "[START]", "[UNUSED]"  # "" is padding
-PADDING, OUT_OF_VOCABULARY, START, UNUSED, FIRST_WORD = range(5)
+# A review is a list of token ids: three are special, then come the words by frequency.
+PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
+TOKENS_AT_ONCE = 250_000  # to evaluate with little memory
 
 
 def load_data(config):
-    """Return (x_train, y_train), (x_test, y_test), vocabulary: object arrays of ids,
-    int64 labels, 1 for positive, and a dict from token to id; raises UserError."""
+    """Return (x_train, y_train), (x_test, y_test), vocabulary, config: object arrays of
+    lists of token ids, int64 labels, 1 for positive, a dict from token to id, and the
+    config, a changed one if made-up reviews stand in for IMDB. Raises UserError."""
     if config.data:
-        return read_csv(config)
-    imdb, size = keras.datasets.imdb, config.num_distinct_words
-    ids = {"start_char": START, "oov_char": OUT_OF_VOCABULARY, "index_from": UNUSED}
-    with as_user_error("IMDB: check the network, or empty ~/.keras/datasets"):
-        parts, ranks = imdb.load_data(num_words=size, **ids), imdb.get_word_index()
-    words = sorted(ranks, key=ranks.get)[: size - FIRST_WORD]  # rank 1 has id 4
-    return *parts, dict(zip([*SPECIAL, *words], count()))
+        return load_csv(config)
+    imdb = keras.datasets.imdb
+    try:
+        train, test = imdb.load_data(
+            num_words=config.num_distinct_words,
+            start_char=START,
+            oov_char=OUT_OF_VOCABULARY,
+            index_from=FIRST_WORD - 1,  # ranks begin at 1
+        )
+        ranks = imdb.get_word_index()
+    except Exception as error:  # noqa: BLE001 - Keras raises no narrower one
+        return load_sample(config, error)
+    words = sorted(ranks, key=ranks.get)
+    return train, test, number_tokens(words, config), config
 
 
-def prepare(reviews, vocabulary, config):
-    """Bring reviews to one length: int32 token ids (reviews, max_sequence_length)."""
+def number_tokens(words, config):
+    """Return the vocabulary, a dict from token to id, of words by falling frequency."""
+    tokens = ["", "[UNK]", "[START]", *words][: config.num_distinct_words]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def prepare(reviews, bigrams, config):
+    """Bring reviews to one length: int32 token ids (reviews, max_sequence_length).
+    `choose_tokens` does the same in the kept model."""
     length = config.max_sequence_length
-    bigrams = [token for token in vocabulary if " " in token]
-    if bigrams:  # each becomes one more token, behind its second word
-        ids = {tuple(map(vocabulary.get, b.split(" "))): vocabulary[b] for b in bigrams}
-        pairs = ([(b, ids.get((a, b))) for a, b in pairwise(x)] for x in reviews)
-        reviews = [[START, *(t for both in x for t in both if t)] for x in pairs]
-    if config.rarest:  # keep the highest ids (bigrams, rare words), in the text's order
-        reviews = [x[x != OUT_OF_VOCABULARY] for x in map(np.array, reviews)]
-        reviews = [x[np.sort(np.argsort(x, kind="stable")[-length:])] for x in reviews]
-    padding = "post" if config.masked else "pre"  # zeros after the text or before it
-    return keras.utils.pad_sequences(reviews, length, padding=padding)  # cuts the start
+    if bigrams:
+        reviews = [add_bigrams(review, bigrams) for review in reviews]
+    if config.rarest:
+        reviews = [rarest_tokens(review, length) for review in reviews]
+    side = "post" if config.masked else "pre"  # zeros after the text or before it
+    return keras.utils.pad_sequences(reviews, length, padding=side)  # keeps the end
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -222,109 +254,149 @@ def prepare(reviews, vocabulary, config):
 def build_model(config):
     """Return a keras.Sequential from int32 token ids (batch, max_sequence_length) to
     float32 probabilities of a positive review (batch, 1). It is yours to change."""
-    num_tokens = config.num_distinct_words + config.num_bigrams
-    dims, concat = config.embedding_output_dims, config.pooling == "concat"
-    options = {"units": config.lstm_units, "dropout": config.dropout}
-    options |= {"return_sequences": concat} | config.lstm_options  # all states or last
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
-    model.add(keras.layers.Embedding(num_tokens, dims, mask_zero=config.masked))
-    model.add(keras.layers.LSTM(**options))
-    if concat:
+    model.add(
+        layers.Embedding(
+            input_dim=config.num_distinct_words + config.num_bigrams,
+            output_dim=config.embedding_output_dims,
+            mask_zero=config.masked,
+        )
+    )
+    model.add(
+        layers.LSTM(
+            units=config.lstm_units,
+            dropout=config.dropout,
+            return_sequences=config.pooling == "concat",  # every state, or the last
+            **config.lstm_options,
+        )
+    )
+    if config.pooling == "concat":
         model.add(ConcatPooling())
-    model.add(keras.layers.Dense(1, activation="sigmoid"))
+    model.add(layers.Dense(1, activation="sigmoid"))
     return model
 
 
 # %% Training
 def compile_model(model, config):
-    """Give the model optimizer, loss and metrics, and try them on two predictions."""
+    """Give the model optimizer, loss and metrics, and try them once."""
     optimizer = keras.optimizers.get(config.optimizer)
-    if config.learning_rate is not None:
-        optimizer.learning_rate = config.learning_rate
-    # A word that a batch holds twice has two gradients, to be added before Adam squares
-    # them. Keras's squares each of them, unless they come as one dense tensor.
     apply = optimizer.apply
-    optimizer.apply = lambda grads, *more, **how: apply(
-        [g if g is None else tf.convert_to_tensor(g) for g in grads], *more, **how
-    )
-    model.compile(optimizer, config.loss_function, metrics=[*config.additional_metrics])
-    y, p = np.array([0, 1]), tf.constant([[0.1], [0.9]])
-    if not model.compute_loss(None, y, p) < model.compute_loss(None, y, 1 - p):
-        raise ValueError("the loss does not prefer good probabilities to bad ones")
-    model.compute_metrics(None, y, p)
+
+    def apply_sums(gradients, *others):
+        # A word that a batch holds twice has two gradients, to be added before Adam
+        # squares them. Keras squares each of them, unless they come as one tensor.
+        return apply([sum_rows(gradient) for gradient in gradients], *others)
+
+    optimizer.apply = apply_sums
+    model.compile(optimizer, config.loss_function, metrics=config.additional_metrics)
+    y = np.array([[0.0], [1.0]])
+    model.compute_loss(None, y, y)
+    model.compute_metrics(None, y, y)
 
 
-def train(model, data, held_out, config):
-    """Fit on the batches of `data`, and watch `held_out`, a pair of arrays or None."""
+def fit_model(model, x, y, held_out, config, callbacks=()):
+    """Train on token ids x and labels y, and watch `held_out`, a pair of such or None.
+    Ctrl-C after the first epoch ends the training. Returns Keras's History."""
+    data, steps = batches(model, x, y, config)
+    optimizer = model.optimizer
+    if config.learning_rate:
+        optimizer.learning_rate = config.learning_rate
     if config.cosine_decay:  # Loshchilov and Hutter 2017
-        steps = int(data.cardinality()) * config.number_of_epochs
-        schedules, rate = keras.optimizers.schedules, model.optimizer.learning_rate
-        model.optimizer.learning_rate = schedules.CosineDecay(float(rate), steps)
-    model.optimizer.build(model.trainable_variables)  # else `fit` traces the step twice
-    callbacks = [keras.callbacks.TerminateOnNaN()]
-    verbose = config.verbosity_mode if sys.stdout else 0
-    if verbose == 1 and not (IN_NOTEBOOK or getattr(sys.stdout, "isatty", bool)()):
+        rate = float(ops.convert_to_numpy(optimizer.learning_rate))
+        decay = keras.optimizers.schedules.CosineDecay
+        optimizer.learning_rate = decay(rate, steps * config.number_of_epochs)
+    optimizer.build(model.trainable_variables)  # else the step is compiled twice
+    if not tf.distribute.has_strategy():
+        model.steps_per_execution = 8  # steps in one go
+    verbose = config.verbosity_mode
+    if verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty()):
         verbose = 2  # a bar is for a screen, a file or a pipe gets lines
-    model.steps_per_execution = 1 if verbose == 1 else 8  # steps in one go
+
+    history = keras.callbacks.History()
+    callbacks = [history, keras.callbacks.TerminateOnNaN(), *callbacks]
     if config.patience:
-        best = {"patience": config.patience, "restore_best_weights": True}
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", mode="min", **best))
-    how = {"epochs": config.number_of_epochs, "verbose": verbose, "shuffle": False}
-    how |= {"validation_data": held_out, "validation_batch_size": 1000}
+        best = keras.callbacks.EarlyStopping(
+            monitor="val_loss",
+            patience=config.patience,
+            restore_best_weights=True,
+        )
+        callbacks.append(best)
     try:
-        model.fit(data, callbacks=callbacks, **how)  # `batches` has shuffled
-    except INTERRUPTED:
+        model.fit(
+            data,
+            steps_per_epoch=steps,
+            epochs=config.number_of_epochs,
+            validation_data=held_out,
+            validation_batch_size=TOKENS_AT_ONCE // config.max_sequence_length,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    except KeyboardInterrupt:
+        if not history.epoch:
+            raise
         print("\nInterrupted: going on with what was learnt so far")
-        callbacks[-1].on_train_end()  # patience has kept the best
+        for callback in callbacks:  # patience has kept the best
+            callback.on_train_end()
+    return history
 
 
 # %% The run, from the reviews to the result
-def main(config):
-    """Return the trained keras.Model, which takes words (see `with_lookup`), Keras's
-    History, and a dict of the test's loss and metrics; UserError before it trains."""
-    if config.plot:
-        raise UserError("plot: draws what --predict reads; add --predict")
-    with as_user_error(f"model_path: {config.model_path} cannot be written"):
-        tempfile.TemporaryFile(dir=os.path.dirname(config.model_path) or ".").close()
-    keras.utils.set_random_seed(config.seed % 2**32)
-    with as_user_error("lstm_options" if config.lstm_options else "build_model"):
-        model = build_model(config)
-        config, cut = check_model(model, config)
+def main(config, callbacks=()):
+    """Train, evaluate and keep a model. `callbacks` are more of Keras's. Returns the
+    keras.Model of texts (see `with_texts`), Keras's History, and a dict of the test's
+    loss and metrics. Raises UserError before it trains."""
+    check_run(config)
+    model, config = checked_model(config)
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
 
-    times = [time.perf_counter()]
-    (x_train, y_train), (x_test, y_test), vocabulary = load_data(config)
-    print(x_train.shape, x_test.shape, sep="\n")
+    start = perf_counter()
+    (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
+    print(x_train.shape)
+    print(x_test.shape)
     size = max(1, int(len(x_train) * (1 - config.validation_split)))
+    bigrams = {}
     if config.num_bigrams:
-        vocabulary |= choose_bigrams(x_train[:size], y_train[:size], vocabulary, config)
-    x_train, x_test = (prepare(x, vocabulary, config) for x in (x_train, x_test))
+        bigrams = choose_bigrams(x_train[:size], y_train[:size], vocabulary, config)
+    x_train = prepare(x_train, bigrams, config)
+    x_test = prepare(x_test, bigrams, config)
     if config.naive_bayes:
         start_at_naive_bayes(model, x_train[:size], y_train[:size], config)
-    times.append(time.perf_counter())
+    loaded = perf_counter()
 
     use_fast_loop(model)
-    word_model = with_lookup(model, vocabulary, config)  # shares the layers
+    text_model = with_texts(model, vocabulary, bigrams, config)  # the same layers
     model.summary()
     held_out = (x_train[size:], y_train[size:]) if size < len(x_train) else None
-    train(model, batches(x_train[:size], y_train[:size], config, cut), held_out, config)
-    times.append(time.perf_counter())
-    results = model.evaluate(x_test, y_test, 1000, verbose=0, return_dict=True)
-    times.append(time.perf_counter())
-    text = "Test results"
-    for name in sorted(results, key=lambda name: name != "loss"):  # the loss first
-        style = ".2%" if "accuracy" in name else ".4f"
-        text += f" - {name.capitalize()}: {results[name]:{style}}"
+    history = fit_model(
+        model, x_train[:size], y_train[:size], held_out, config, callbacks
+    )
+    fitted = perf_counter()
+    results = model.evaluate(
+        x_test,
+        y_test,
+        batch_size=TOKENS_AT_ONCE // config.max_sequence_length,
+        verbose=0,
+        return_dict=True,
+    )
+    evaluated = perf_counter()
+
+    line = f"Test results - Loss: {results['loss']:.4f}"
+    for name, value in results.items():
+        if name != "loss":
+            style = ".2%" if "accuracy" in name else ".4f"
+            line += f" - {name.capitalize()}: {value:{style}}"
+    print(line)
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    spent = "load: {:.1f}s - fit: {:.1f}s - evaluate: {:.1f}s".format(*np.diff(times))
-    print(f"{text}\nTime - {spent} - on {device}")
-    try:
-        keep(word_model, results, config)
-    except (OSError, ArithmeticError) as error:  # a notebook still gets the model
-        (sys.exit if IS_SCRIPT else print)(f"lstm.py: {error}")
-    return word_model, model.history, results
+    print(
+        f"Time - load: {loaded - start:.1f}s - fit: {fitted - loaded:.1f}s "
+        f"- evaluate: {evaluated - fitted:.1f}s - on {device}"
+    )
+    if config.data == SAMPLE:
+        print("These reviews are made up: the accuracy says nothing about real ones")
+    save(text_model, results, config.model_path)
+    return text_model, history, results
 
 
 # %% The story ends here. Helpers: what the cells above call, to be read when wanted
@@ -334,104 +406,165 @@ def as_user_error(text):
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
-        said = re.sub(r"\x1b\[\w+|\s+", " ", str(error)).strip()[:200]
-        raise UserError(f"{text}: {said or type(error).__name__}") from None
+        said = re.sub(r"\x1b\[\w+|\s+", " ", str(error)).strip()
+        raise UserError(f"{text}: {said[:200] or type(error).__name__}") from None
 
 
-def check_model(model, config):
-    """Raise an error for a model that cannot be trained, kept and used. Return config
-    with the model's own `masked`, and whether batches may be cut to their longest."""
-    if not isinstance(model, keras.Sequential):
-        raise TypeError("must return a keras.Sequential")
+def check_run(config):
+    """Raise UserError for what would otherwise fail after the training."""
+    path = config.model_path
+    if os.path.isdir(path):
+        raise UserError(f"model_path: {path} is a folder")
+    with as_user_error(f"model_path: {path} cannot be written"):
+        tempfile.TemporaryFile(dir=Path(path).parent).close()
+    with as_user_error("lstm_options"):
+        layers.LSTM(units=1, dropout=0, return_sequences=True, **config.lstm_options)
+    if config.force_cpu:
+        with as_user_error("force_cpu: the GPU is in use; start Python anew"):
+            tf.config.set_visible_devices([], "GPU")
+
+
+def checked_model(config):
+    """Return a model by `build_model`, its weights drawn from the seed, and config with
+    its own `masked`. Raises ValueError for a model that would answer wrongly."""
+    state = random.getstate()
+    random.seed(config.seed)  # Keras draws the seeds of its layers from here
+    model = build_model(config)
     if not model.built:  # it has no Input
         model.build((None, config.max_sequence_length))
-    end = getattr(model.layers[-1], "activation", keras.activations.sigmoid)
+    random.setstate(state)  # what others draw goes on as if nothing had been
+    end = model.layers[-1].activation
     if end is not keras.activations.sigmoid or model.output_shape != (None, 1):
-        raise ValueError("must end in one probability: Dense(1, activation='sigmoid')")
+        raise ValueError("build_model must end in Dense(1, activation='sigmoid')")
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
-    masked = any(getattr(x, "mask_zero", False) for x in model.layers)
-    r = [x for x in model.layers if masked and isinstance(x, keras.layers.RNN)]  # RNNs
-    if any(x.go_backwards if x.return_sequences else x.zero_output_for_mask for x in r):
-        raise ValueError("masked go_backwards or zero_output_for_mask reads padding")
-    cut = all(x.supports_masking and not getattr(x, "unroll", 0) for x in model.layers)
-    cut &= not any(isinstance(x, keras.layers.TimeDistributed) for x in model.layers)
-    return replace(config, masked=masked), masked and cut
+    return model, replace(config, masked=model.layers[0].mask_zero)
 
 
-def batches(x, y, config, cut):
-    """Return a tf.data.Dataset of batches of token ids and labels to train on. Masked
-    reviews of like length share a batch (length bucketing), `cut` to the longest."""
-    steps, width = -(-len(x) // config.batch_size), None if cut else x.shape[1]
-    padding = "post" if config.masked else "pre"
-    random = np.random.default_rng(config.seed)
+def batches(model, x, y, config):
+    """Return a tf.data.Dataset of batches of token ids and labels to train on, and the
+    steps of an epoch. Masked reviews of like length share a batch (length bucketing),
+    cut to the longest."""
+    size = min(config.batch_size, math.ceil(len(x) / 100))  # for 100 steps an epoch
+    steps = math.ceil(len(x) / size)
+    lengths = np.count_nonzero(x, axis=1)
+    rng = np.random.default_rng(config.seed)
+    # A layer that reads padding has to see as much of it in training as later.
+    trimmed = config.masked and all(layer.supports_masking for layer in model.layers)
 
-    def generate():
-        order = random.permutation(len(x))
-        if config.masked:
-            order = order[np.argsort(np.count_nonzero(x[order], 1), kind="stable")]
-        groups = np.array_split(order, steps)  # of one size, give or take one
-        for i in random.permutation(steps):
-            tokens = x[groups[i]]
-            if config.masked or config.word_dropout:  # the latter: Iyyer et al. 2015
-                kept = random.random(tokens.shape, "f4") >= config.word_dropout
-                kept[:, 0] = True  # if masked, no review is left empty
-                tokens = [row[row != PADDING] for row in tokens * kept]
-                tokens = keras.utils.pad_sequences(tokens, width, padding=padding)
-            yield tokens, y[groups[i]]
+    def epochs():
+        while True:
+            order = rng.permutation(len(x))
+            if config.masked:
+                order = order[np.argsort(lengths[order], kind="stable")]
+            groups = np.array_split(order, steps)  # of one size, give or take one
+            for i in rng.permutation(steps):
+                tokens = x[groups[i]]
+                if config.word_dropout:
+                    tokens = drop_words(tokens, config, rng)
+                if trimmed:
+                    longest = np.count_nonzero(tokens, axis=1).max()
+                    tokens = tokens[:, :longest]
+                yield tokens, y[groups[i]]
 
+    width = None if trimmed else x.shape[1]
     shapes = tf.TensorSpec((None, width), "int32"), tf.TensorSpec((None,), "int64")
-    data = tf.data.Dataset.from_generator(generate, output_signature=shapes)
-    options = tf.data.Options()
-    options.autotune.enabled = False  # it can hold up the end of an epoch by seconds
-    data = data.apply(tf.data.experimental.assert_cardinality(steps))
-    return data.prefetch(8).with_options(options)
+    data = tf.data.Dataset.from_generator(epochs, output_signature=shapes)
+    return data.prefetch(8), steps
+
+
+def drop_words(tokens, config, rng):
+    """Leave out a share of the tokens, but the first (Iyyer et al. 2015)."""
+    kept = rng.random(tokens.shape, "float32") >= config.word_dropout
+    kept[:, 0] = True  # if masked, no review is left empty
+    tokens = tokens * kept
+    blank = tokens == PADDING
+    return move_behind(tokens, blank if config.masked else ~blank).numpy()
+
+
+def sum_rows(gradient):
+    """Add up the rows of an embedding's gradient that belong to one token: a product
+    with a sparse matrix of ones, for which TensorFlow takes a third of the time."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    tokens = tf.cast(gradient.indices, "int64")
+    rows = tf.size(tokens, "int64")
+    return tf.raw_ops.SparseTensorDenseMatMul(
+        a_indices=tf.stack([tokens, tf.range(rows)], 1),
+        a_values=tf.ones([rows]),
+        a_shape=tf.stack([tf.cast(gradient.dense_shape[0], "int64"), rows]),
+        b=gradient.values,
+    )
 
 
 # %% Bigrams, naive Bayes and concat pooling
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, vocabulary, config):
-    """Return a dict from bigram, str such as "not good", to id: the num_bigrams whose
-    share of positive reviews is furthest from chance, in about standard deviations."""
+    """Return a dict from a pair of ids to a new id: the num_bigrams whose share of
+    positive reviews is furthest from chance, in about standard deviations."""
     tokens = np.concatenate(reviews).astype(np.int64)
     positive = np.repeat(labels, [len(review) for review in reviews])[1:]
     first, second = tokens[:-1], tokens[1:]
-    real = (first >= FIRST_WORD) & (second >= FIRST_WORD)  # START parts the reviews
+    real = np.minimum(first, second) >= FIRST_WORD  # START parts the reviews
     codes = first[real] * 2**32 + second[real]  # a pair of ids as one number
     codes, places, seen = np.unique(codes, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[real]) - seen * labels.mean()
     order = np.argsort(-np.abs(surprise) / np.sqrt(seen + 1), kind="stable")
-    pairs, words = codes[order[: config.num_bigrams]], [*vocabulary]  # by token id
-    bigrams = (f"{words[pair // 2**32]} {words[pair % 2**32]}" for pair in pairs)
-    return dict(zip(bigrams, count(len(words))))
+    bigrams = {}
+    for code in codes[order[: config.num_bigrams]].tolist():
+        bigrams[divmod(code, 2**32)] = len(vocabulary) + len(bigrams)
+    return bigrams
+
+
+def add_bigrams(review, bigrams):
+    """Put each bigram between its two words: a list of token ids, longer than before.
+    bigrams: a dict from a pair of ids to an id."""
+    tokens = []
+    for pair in pairwise(review):
+        tokens.append(pair[0])
+        if pair in bigrams:
+            tokens.append(bigrams[pair])
+    return tokens + review[-1:]
+
+
+def rarest_tokens(review, length):
+    """Drop unknown words and, if more than `length` are left, those with the lowest
+    ids, which are the most frequent. Bigrams have the highest."""
+    tokens = np.array(review)
+    least = START  # unknown words are below
+    if len(tokens) > length:
+        least = max(least, np.partition(tokens, -length)[-length])
+    return tokens[tokens >= least]
 
 
 def start_at_naive_bayes(model, x, y, config):
-    """Add to each token's vector the log ratio of naive Bayes (Wang and Manning 2012),
-    times naive_bayes, with a random sign for each dimension (Li et al. 2016)."""
+    """Add to each token's vector naive_bayes times its log ratio of naive Bayes (Wang
+    and Manning 2012): above 0 for a token that speaks for a film."""
     vectors = model.layers[0].embeddings
-    seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
-    for tokens, label in zip(x, y):
-        seen[label, tokens] += 1  # one, however often it occurs
-    ratio = np.log(seen[1] / seen[0] * np.sum(y == 0) / np.sum(y == 1))
-    signs = np.random.default_rng(config.seed).choice([-1, 1], vectors.shape[1])
-    vectors.assign_add(config.naive_bayes * np.outer(ratio, signs))
+    size = vectors.shape[0]
+    negative = np.bincount(x[y == 0].ravel(), minlength=size) + 1
+    positive = np.bincount(x[y == 1].ravel(), minlength=size) + 1
+    ratio = np.log(positive / negative)
+    vectors.assign_add(config.naive_bayes * ratio[:, None])
 
 
 @keras.saving.register_keras_serializable("lstm")
-class ConcatPooling(keras.layers.Layer):
+class ConcatPooling(layers.Layer):
     """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018.
     It reads nothing over the padding, where cuDNN's states differ from Keras's."""
 
     def call(self, states, mask=None):
-        mask = keras.ops.ones_like(states[:, :, 0]) if mask is None else mask
-        real = keras.ops.cast(mask, states.dtype)[:, :, None]  # 1 for words, else 0
-        ends = real - keras.ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])  # last words
-        last, mean = keras.ops.sum(states * ends, 1), keras.ops.sum(states * real, 1)
-        highest = keras.ops.max(states - 1e4 * (1 - real), 1)
-        return keras.ops.concatenate([last, mean / keras.ops.sum(real, 1), highest], 1)
+        if mask is None:
+            mask = ops.ones_like(states[:, :, 0])
+        real = ops.cast(mask, states.dtype)[:, :, None]  # 1 for words, else 0
+        count = ops.sum(real, 1, keepdims=True)
+        last = ops.take_along_axis(states, ops.cast(count - 1, "int32"), 1)
+        mean = ops.sum(states * real, 1, keepdims=True) / count
+        highest = ops.max(states - 1e4 * (1 - real), 1, keepdims=True)
+        return ops.concatenate([last, mean, highest], 2)[:, 0]
 
-    compute_mask = lambda self, states, mask=None: None  # no time is left to mask
+    def compute_mask(self, states, mask=None):
+        return None  # no time is left to mask
 
 
 # %% The fast LSTM
@@ -441,108 +574,170 @@ class ConcatPooling(keras.layers.Layer):
 def use_fast_loop(model):
     """Let `fast_loop` run each keras.layers.LSTM of a model, also in Bidirectional, if
     that is exact and faster: not on a GPU, as Keras has cuDNN, and not a large one."""
-    can = {"activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
-    can |= dict.fromkeys(["recurrent_dropout", "unroll", "stateful", "return_state"], 0)
-    for layer in () if tf.config.list_logical_devices("GPU") else model.layers:
-        for way in ("forward_layer", "backward_layer"):
-            lstm = getattr(layer, way, layer)
-            if type(lstm) is keras.layers.LSTM and lstm.count_params() < 40_000:
-                exact = can.items() <= lstm.get_config().items()
-                if exact and lstm.compute_dtype == "float32":
-                    lstm.inner_loop = functools.partial(fast_loop, lstm)
+    if tf.config.list_logical_devices("GPU"):
+        return
+    for layer in model.layers:
+        lstms = [layer]
+        if isinstance(layer, layers.Bidirectional):
+            lstms = [layer.forward_layer, layer.backward_layer]
+        for lstm in lstms:
+            if type(lstm) is layers.LSTM and is_plain(lstm):
+                lstm.inner_loop = functools.partial(fast_loop, lstm)
+
+
+def is_plain(lstm):
+    """Whether BlockLSTM computes what a keras.layers.LSTM does, and is faster."""
+    return (
+        lstm.activation is keras.activations.tanh
+        and lstm.recurrent_activation is keras.activations.sigmoid
+        and lstm.use_bias
+        and not lstm.recurrent_dropout
+        and not (lstm.stateful or lstm.return_state)
+        and lstm.compute_dtype == "float32"
+        and lstm.count_params() < 40_000
+    )
 
 
 def fast_loop(layer, sequences, initial_state, mask, training=False):
-    """Compute what keras.layers.LSTM.inner_loop does; a mask must be right-padded."""
-    batch, steps = tf.unstack(tf.shape(sequences)[:2])
+    """Compute what keras.layers.LSTM.inner_loop does from states of zeros; a mask must
+    be right-padded, and leave a token in each review."""
+    if mask is not None and (layer.go_backwards or layer.zero_output_for_mask):
+        loop = layers.LSTM.inner_loop
+        return loop(layer, sequences, initial_state, mask, training)
+    if layer.go_backwards:
+        sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # the same numbers at every time step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
-    mask = tf.ones([batch, steps], tf.bool) if mask is None else mask
+    # One half of the batch for each core. (The gradient of a split is one concat, that
+    # of two slices is two paddings and a sum.)
+    batch = tf.shape(sequences)[0]
+    halves = tf.split(sequences, [batch // 2, batch - batch // 2])
+    states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
+    by_review = tf.transpose(states, (1, 0, 2))
+    if mask is None:
+        return states[-1], by_review, initial_state  # nobody reads the last of these
+
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
-    tf.debugging.assert_equal(mask, tf.sequence_mask(lengths, steps), "right-padded")
-    if layer.go_backwards:  # from the last word to the first
-        sequences = tf.reverse_sequence(sequences, lengths, 1)
-    parts = sequences, lengths, *initial_state
-    halves = zip(*(tf.split(x, [batch // 2, batch - batch // 2]) for x in parts))
-    results = zip(*(lstm_states(layer.cell, *half) for half in halves))  # in parallel
-    last, states = (tf.concat(two, 0) for two in results)
-    # Over padding, the last state is repeated, or zeros follow; backwards, zeros lead.
-    zeros = layer.zero_output_for_mask or layer.go_backwards
-    states = tf.where(mask[:, :, None], states, 0.0 if zeros else last[:, None])
-    if layer.go_backwards:
-        states = tf.reverse(tf.reverse_sequence(states, lengths, 1), [1])
-    return last, states, initial_state  # nobody reads the last of these
+    right_padded = tf.sequence_mask(lengths, tf.shape(states)[0])
+    tf.debugging.assert_equal(mask, right_padded, "the mask must be right-padded")
+    last = tf.gather(by_review, lengths - 1, batch_dims=1)
+    # Over padding the last state is repeated.
+    return last, tf.where(mask[:, :, None], by_review, last[:, None]), initial_state
 
 
-def lstm_states(cell, x, lengths, h, c):
+def lstm_states(cell, x):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
-    cell over x (batch, time, features), from states h and c (batch, units). Each step:
+    cell over x (batch, time, features), from states h and c of zeros. Each step:
     c = f * c + i * new, then h = o * tanh(c), with i, f, o = sigmoid(z), new = tanh(z),
-    each z = x @ W + h @ U + b with its own W, U, b. Returns the last h, and every h."""
+    each z = x @ W + h @ U + b with its own W, U, b. Returns h (time, batch, units)."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
-    w = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
+    weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
     # Of a single review the other half is empty, and its gradient not a number.
-    w = tf.where(tf.size(lengths) > 0, w, 0.0)
-    off = dict.fromkeys(["wci", "wcf", "wco"], tf.zeros(h.shape[1]))  # no peepholes
-    off |= {"forget_bias": 0.0, "cell_clip": -1.0}  # Keras's bias has it; no clipping
-    given = {"x": tf.transpose(x, (1, 0, 2)), "h_prev": h, "cs_prev": c}
-    given |= {"seq_len_max": tf.shape(x, "int64")[1], "w": w[:-1], "b": w[-1]}
-    states = tf.raw_ops.BlockLSTM(**given, **off).h
-    ends = tf.stack([lengths, tf.range(tf.size(lengths))], 1)
-    last = tf.gather_nd(tf.concat([h[None], states], 0), ends)
-    return last, tf.transpose(states, (1, 0, 2))
+    weights = tf.where(tf.size(x) > 0, weights, 0.0)
+    h, c = cell.get_initial_state(tf.shape(x)[0])
+    no_peephole = tf.zeros(cell.units)
+    return tf.raw_ops.BlockLSTM(
+        seq_len_max=tf.shape(x, "int64")[1],
+        x=tf.transpose(x, (1, 0, 2)),
+        cs_prev=c,
+        h_prev=h,
+        w=weights[:-1],
+        b=weights[-1],
+        wci=no_peephole,
+        wcf=no_peephole,
+        wco=no_peephole,
+        forget_bias=0.0,  # Keras's bias has it
+        cell_clip=-1.0,  # none
+    ).h
 
 
-# %% After training: keep the model, use it, look at it
-def with_lookup(model, vocabulary, config):
-    """Return a keras.Model of the same layers that takes words: str (batch, time), from
-    [START] on, "" as padding. Its input's name tells `reads_as` how to read a text."""
-    name = "rarest_words" if config.rarest else "last_words"
-    name = f"{name}_then_padding" if config.masked else f"padding_then_{name}"
-    words = keras.Input((config.max_sequence_length,), dtype="string", name=name)
-    known = [*vocabulary][START:]  # the layer itself has the two before
-    lookup = keras.layers.StringLookup(vocabulary=known, mask_token="", name="lookup")
-    x, mask = lookup(words), None
+# %% The model of texts
+def with_texts(model, vocabulary, bigrams, config):
+    """Return a keras.Model of the same layers that takes texts, str (batch,). It is
+    made of Keras's own parts, so that it loads without this file."""
+    tokens = list(vocabulary)  # by id
+    tokens += [f"{tokens[first]} {tokens[second]}" for first, second in bigrams]
+    lookup = layers.TextVectorization(
+        standardize="lower",
+        ngrams=2 if bigrams else None,
+        vocabulary=tokens[START:],  # the layer itself has the two before
+        name="vocabulary",
+    )
+    texts = keras.Input((), dtype="string")
+    x = choose_tokens(lookup(texts), bigrams, config)
     for layer in model.layers:
-        next_mask = layer.compute_mask(x, mask) if layer.supports_masking else None
-        ours = isinstance(layer, ConcatPooling)  # kept as the operations that it does
-        x, mask = (layer.call(x, mask) if ours else layer(x)), next_mask
-    return keras.Model(words, x)
+        if isinstance(layer, ConcatPooling):  # kept as the operations that it does
+            x = layer.call(x, getattr(x, "_keras_mask", None))
+        else:
+            x = layer(x)
+    return keras.Model(texts, x)
 
 
-def reads_as(model):
-    """Return the vocabulary of a model that takes words, and how to `prepare` texts."""
-    with as_user_error("model: takes no words; use what main returns, or load reads"):
-        lookup, name = model.get_layer("lookup").get_config(), model.inputs[0].name
-    how = {"rarest": "rarest" in name, "masked": name.endswith("padding")}
-    how |= {"max_sequence_length": model.input_shape[1]}
-    return dict(zip([*SPECIAL[:START], *lookup["vocabulary"]], count())), Config(**how)
+def choose_tokens(tokens, bigrams, config):
+    """Do in Keras what `prepare` does: from the token ids of TextVectorization, int
+    (batch, any), to int32 (batch, max_sequence_length)."""
+    length = config.max_sequence_length
+    if bigrams:
+        tokens = bigrams_between_words(tokens)
+    tokens = ops.pad(tokens, [(0, 0), (1, 0)], constant_values=START)
+    tokens = ops.pad(tokens, [(0, 0), (length, 0)])  # for a short text
+    if config.rarest:
+        least = ops.top_k(tokens, length)[0][:, -1:]
+        least = ops.maximum(least, START)  # unknown words are below
+        tokens = ops.where(tokens >= least, tokens, PADDING)
+    tokens = move_behind(tokens, tokens > PADDING)[:, -length:]
+    if config.masked:
+        tokens = move_behind(tokens, tokens <= PADDING)
+    return ops.cast(tokens, "int32")
 
 
-def keep(model, results, config):
-    """Write the model, whole or not at all: ArithmeticError for one that is broken."""
+def bigrams_between_words(tokens):
+    """Bring n words and their n - 1 bigrams into the order word, bigram, word, and so
+    on; unknown bigrams become blank."""
+    column = ops.cumsum(ops.ones_like(tokens), 1) - 1
+    words = (ops.count_nonzero(tokens, 1)[:, None] + 1) // 2  # n
+    is_word = column < words
+    known = ops.logical_or(is_word, tokens > OUT_OF_VOCABULARY)
+    tokens = ops.where(known, tokens, PADDING)
+    place = ops.where(is_word, 2 * column, 2 * (column - words) + 1)
+    return ops.take_along_axis(tokens, ops.argsort(place, 1), 1)
+
+
+def move_behind(tokens, chosen):
+    """Bring the chosen tokens, bool (batch, time), behind the others, in their order:
+    argsort leaves equals as they are."""
+    return ops.take_along_axis(tokens, ops.argsort(chosen, 1), 1)
+
+
+# %% After training: save the model, use it, look at it
+def save(model, results, path):
+    """Write the model, whole or not at all, and say how to use it. Raises UserError or
+    OSError."""
     if not np.isfinite(results["loss"]):
-        raise ArithmeticError("loss: not finite, nothing is kept; lower learning_rate")
-    path = str(config.model_path)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or ".") as folder:
-        model.save(whole := os.path.join(folder, "whole.keras"))
-        replaced = " (replaced)" if os.path.exists(path) else ""
-        os.replace(whole, path)
-    flag = "" if path == Config.model_path else f"--model-path {shlex.quote(path)} "
-    example = f'python lstm.py {flag}--predict "A wonderful film"'
-    print(f"Model kept in {path}{replaced} - try: {example}")
+        raise UserError("loss: not finite, nothing is kept; lower learning_rate")
+    whole = path.replace(".keras", f"-{os.getpid()}.keras")
+    try:
+        model.save(whole)
+    except OSError:
+        Path(whole).unlink(missing_ok=True)
+        raise
+    os.replace(whole, path)  # an error names both, and the model is in the first
+    hint = 'predict(["A wonderful film"], model)'
+    if IS_SCRIPT:
+        command = [Path(sys.executable).name, sys.argv[0]]
+        if path != Config.model_path:
+            command += ["--model-path", path]
+        hint = f'{shlex.join(command)} --predict "A wonderful film"'
+    print(f"Model kept in {path} - try: {hint}", flush=True)
 
 
 def load(path):
     """Read a model that training kept; raises UserError if it cannot be loaded."""
-    why = "cannot be loaded; did you train?"
-    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
-        kept = json.loads(archive.read("metadata.json"))["keras_version"]
-        why = f"kept with Keras {kept}, this is {keras.__version__}"
-        why += "; upgrade Keras or train again" if kept != keras.__version__ else ""
-    with as_user_error(f"model_path: {path}: {why}"):
+    with as_user_error(f"model_path: {path}: no model of Keras {keras.__version__}"):
         model = keras.saving.load_model(path, compile=False)
+    if model.input_shape != (None,):
+        raise UserError(f"model_path: {path}: kept by an earlier lstm.py; train again")
     use_fast_loop(model)
     return model
 
@@ -552,128 +747,152 @@ def predict(texts, model):
     texts: a str, a list of them, or a Series or DataFrame of them; UserError if not.
     model: as `main` returns it, or as `load` or keras.saving.load_model reads it."""
     texts = np.asarray(texts, object).ravel()
-    for n, text in enumerate(texts):
+    for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise UserError(f"texts: item {n} is no text but {text!r:.50}")
-    vocabulary, config = reads_as(model)
-    words, results = np.array([*vocabulary], object), [np.zeros(0, "float32")]
-    for i in range(0, len(texts), 1000):  # so that many texts need little memory
-        reviews = [encode(text, vocabulary) for text in texts[i : i + 1000]]
-        tokens = tf.constant(words[prepare(reviews, vocabulary, config)])  # as words
-        results.append(model.predict(tokens, batch_size=1000, verbose=0)[:, 0])
-    return np.concatenate(results)
+            raise UserError(f"texts: item {number} is no text but {text!r:.50}")
+    texts = [tidy(text) for text in texts]
+    order = np.argsort([len(text) for text in texts])  # like lengths together
+    results = np.zeros(len(texts), "float32")
+    for start in range(0, len(texts), 128):
+        rows = order[start : start + 128]
+        batch = tf.constant([texts[row] for row in rows])
+        results[rows] = model.predict_on_batch(batch)[:, 0]
+    return results
 
 
-def encode(text, vocabulary):
-    """Turn a text into an int32 array of token ids: START, then its words'."""
-    ids = [vocabulary.get(word, OUT_OF_VOCABULARY) for word in split_words(text)]
-    return np.array([START, *ids], "int32")
-
-
-def split_words(text):
-    """Split a text much as the IMDB reviews were: lower case, at all signs but '."""
+def tidy(text):
+    """Write a text as the IMDB reviews are: lower case, no signs but ' in a word."""
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
-    signs = {c for c in text if c != "'" and unicodedata.category(c)[0] not in "LMN"}
-    words = text.translate({ord(c): " " for c in signs}).split()
-    return [word.strip("'") for word in words if word.strip("'")]
+    for sign in set(text):
+        if sign != "'" and unicodedata.category(sign)[0] not in "LMN":
+            text = text.replace(sign, " ")
+    return " ".join(word.strip("'") for word in text.split())
 
 
 def classify(texts, config):
     """Print a line for each text: its start, its label and its probability."""
-    for t in filter(os.path.isfile, texts):
-        raise UserError(f"predict: {t} is a file; use --predict - < {shlex.quote(t)}")
-    model, groups = load(config.model_path), [texts]
-    if texts == ["-"] and (raw := sys.stdin and sys.stdin.buffer.raw):
-        chunks = iter(lambda: raw.read(2**18), b"")  # what has arrived, in whole lines
-        whole = (c if c[-1:] == b"\n" else c + raw.readline() for c in chunks)
-        groups = ([x.decode(errors="replace") for x in c.splitlines()] for c in whole)
-    words, _ = reads_as(model)
-    for n, group in enumerate(groups):
+    model = load(config.model_path)
+    known = set(model.get_layer("vocabulary").get_vocabulary())
+    groups = lines_as_they_arrive() if texts == ["-"] else [texts]
+    for group in groups:
         for text, probability in zip(group, predict(group, model)):
             start = "".join(c if c.isprintable() else " " for c in text[:50]).strip()
             label = "positive" if probability > 0.5 else "negative"
-            note = "" if max(encode(text, words)) >= FIRST_WORD else " - no known word"
-            print(f"{start} - {label} - {probability:.4f}{note}", flush=True)
-        if config.plot and n == 0:
+            no_word = known.isdisjoint(tidy(text).split())
+            note = " - no known word" if no_word else ""
+            print(f"{start} - {label} - {probability:.4f}{note}")
+        sys.stdout.flush()
+        if config.plot:
             with as_user_error("plot: needs matplotlib, and a name that ends in .png"):
-                plot_reading(group, model, config.plot)
+                plot_reading(group[0], model, config.plot)
 
 
-def plot_reading(texts, model, path=""):
-    """Draw how the probability changes word by word, to `path` if given: for a str or
-    up to six, the last 60 words, the largest changes marked, unknown words in grey."""
-    from matplotlib.figure import Figure
+def lines_as_they_arrive():
+    """Yield lists of str: the lines of standard input that are there by now."""
+    while True:
+        part = sys.stdin.buffer.read1(2**20)
+        if not part:
+            return
+        if not part.endswith(b"\n"):
+            part += sys.stdin.buffer.readline()
+        yield [line.decode(errors="replace") for line in part.splitlines()]
 
-    texts = np.asarray(texts, object).ravel()[:6]
-    vocabulary, _ = reads_as(model)
-    figure = Figure(figsize=(11, 3.5 * len(texts)), layout="constrained")
-    for axis, text in zip(figure.subplots(len(texts), squeeze=False).flat, texts):
-        words = ["", *text.encode(errors="replace").decode().split()]  # no surrogates
-        shown = range(len(words))[-61:]
-        curve = predict([" ".join(words[: n + 1]) for n in shown], model)
-        axis.plot(curve, "ko-", ms=3)
-        axis.axhline(0.5, color="grey", ls="--")
-        axis.set(ylim=(-0.05, 1.1), ylabel="positive", xlim=(-0.5, len(shown) - 0.5))
-        axis.set_xticks(range(len(shown)), [words[n][:15] for n in shown], rotation=60)
-        for tick, n in zip(axis.get_xticklabels(), shown):
-            odd = OUT_OF_VOCABULARY in encode(words[n], vocabulary)
-            tick.set(color="darkgrey" if odd else "black", ha="right", parse_math=False)
-        moves = np.diff(curve)
-        for n in [n for n in np.argsort(-np.abs(moves))[:5] if abs(moves[n]) > 0.02]:
-            axis.text(n + 1, curve[n + 1] + 0.03, f"{moves[n]:+.2f}", ha="center")
+
+def plot_reading(text, model, path=""):
+    """Draw how the probability changes with each of the last 60 words of a text, large
+    changes written down, unknown words in grey. A notebook shows it; or to `path`."""
+    from matplotlib import pyplot
+
+    words = ["", *tidy(text).split()]
+    beginnings = [" ".join(words[: n + 1]) for n in range(len(words))]
+    curve = predict(beginnings[-61:], model)
+    words = words[-61:]
+    figure, axis = pyplot.subplots(figsize=(11, 4), layout="constrained")
+    axis.plot(curve, "ko-", ms=3)
+    axis.axhline(0.5, color="grey", ls="--")
+    axis.set(ylim=(-0.2, 1.2), ylabel="positive")
+    axis.set_xticks(range(len(words)), words, rotation=90)
+    known = set(model.get_layer("vocabulary").get_vocabulary())
+    for label in axis.get_xticklabels():
+        if label.get_text() not in known:
+            label.set_color("darkgrey")
+    for n, change in enumerate(np.diff(curve), 1):
+        if abs(change) > 0.05:  # written above or below all of the curve
+            height, color = (1.03, "green") if change > 0 else (-0.17, "red")
+            axis.text(n, height, f"{change:+.2f}", color=color, rotation=90)
     if path:
         figure.savefig(path, dpi=150)
-    if IN_NOTEBOOK:
-        from IPython.core.pylabtools import print_figure
-        from IPython.display import Image, display
-
-        display(Image(print_figure(figure)))
 
 
 # %% Your own reviews
-def read_csv(config):
-    """Do what `load_data` does with the CSV file config.data. Columns: text or review,
-    label or sentiment, and split (train or test), or a fifth is for the test."""
-    columns = {"review": "text", "sentiment": "label"}  # as other people call them
-    sign = dict.fromkeys(["0", "0.0", "neg", "negative", "false", "no", "bad"], 0)
-    sign |= dict.fromkeys(["1", "1.0", "pos", "positive", "true", "yes", "good"], 1)
-    table, rows = [], csv.DictReader([])
+NEGATIVE = ["0", "0.0", "neg", "negative", "false"]
+POSITIVE = ["1", "1.0", "pos", "positive", "true"]
+SAMPLE = str(Path(SCRIPT).parent / "tests/data/reviews.csv")
+
+
+def load_sample(config, why):
+    """Do what `load_data` does with made-up reviews, as IMDB cannot be had."""
+    folder = os.environ.get("KERAS_HOME", "~/.keras")
+    message = f"IMDB: neither in {folder}/datasets nor to be downloaded: {why}"
+    if not os.path.exists(SAMPLE):
+        raise UserError(message)
+    print(f"{message} - going on with made-up reviews, {SAMPLE}")
+    path = config.model_path.replace(".keras", "-sample.keras")
+    return load_csv(replace(config, data=SAMPLE, model_path=path))
+
+
+def load_csv(config):
+    """Do what `load_data` does with the CSV file config.data: what is not of the split
+    train is for the test; without splits, a fifth by chance."""
+    rows = np.array(read_csv(config.data), object).reshape(-1, 3)
+    texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
+    labels = labels.astype(int)
+    is_test = splits != "train" if any(splits) else np.arange(len(rows)) % 5 == 0
+    if len(set(labels[is_test])) < 2 or len(set(labels[~is_test])) < 2:
+        raise UserError(f"data: {config.data}: train and test need both labels each")
+    counts = Counter()
+    for text in texts[~is_test]:
+        counts.update(text.split())
+    vocabulary = number_tokens([word for word, _ in counts.most_common()], config)
+    reviews = np.empty(len(rows), object)
+    for row, text in enumerate(texts):
+        ids = [vocabulary.get(word, OUT_OF_VOCABULARY) for word in text.split()]
+        reviews[row] = [START, *ids]
+    train = reviews[~is_test], labels[~is_test]
+    test = reviews[is_test], labels[is_test]
+    return train, test, vocabulary, config
+
+
+def read_csv(path):
+    """Return the rows of a CSV file as lists of a tidied text, a label, 0 or 1, and a
+    split, "" for none. Columns: text or review, label or sentiment, and split."""
+    table = []
     csv.field_size_limit(2**31 - 1)  # a text may be long
     try:
-        with open(config.data, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+            rows = csv.DictReader(
+                file, delimiter=delimiter, quoting=quoting, strict=True
+            )
             names = [name.strip().lower() for name in rows.fieldnames or []]
-            rows.fieldnames = names = [columns.get(name, name) for name in names]
-            if not {"text", "label"} <= set(names):
-                raise ValueError(f"needs columns text and label; it has {names}")
+            rows.fieldnames = names
             for row in rows:
-                if None in (*row, *row.values()):  # for cells too many or too few
-                    raise ValueError(f"needs {len(names)} cells; put texts in quotes")
-                if (label := row["label"].strip().lower()) not in sign:
-                    raise ValueError(f"{label!r} is of neither class: {[*sign]}")
-                is_test = row.get("split", "train").strip().lower() != "train"
-                table.append((row["text"], sign[label], is_test))
-    except (OSError, ValueError, csv.Error) as error:
-        line = rows.line_num + isinstance(error, csv.Error)  # where a quote was opened
-        hint = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
-        raise UserError(f"data: {config.data}: line {line}: {error}{hint}") from None
-    texts, labels, is_test = np.array(table, object).reshape(-1, 3).T
-    labels, is_test = labels.astype(int), is_test.astype(bool)
-    random = np.random.default_rng(config.seed)
-    if "split" not in names:  # a fifth of each label, by chance
-        order = random.permutation(len(texts))
-        is_test[order[np.argsort(labels[order], kind="stable")][::5]] = True
-    # In random order, as the end of the training part may be held out.
-    train, test = (random.permutation(np.flatnonzero(x)) for x in (~is_test, is_test))
-    if len(set(labels[train])) < 2 or len(set(labels[test])) < 2:
-        raise UserError(f"data: {config.data}: train and test need both labels each")
-    counts = Counter(word for text in texts[train] for word in split_words(text))
-    words = [w for w, _ in counts.most_common(config.num_distinct_words - FIRST_WORD)]
-    vocabulary = dict(zip([*SPECIAL, *words], count()))
-    x = np.frompyfunc(lambda text: encode(text, vocabulary), 1, 1)(texts)  # of arrays
-    return (x[train], labels[train]), (x[test], labels[test]), vocabulary
+                text = row.get("text", row.get("review"))
+                label = row.get("label", row.get("sentiment"))
+                if None in (text, label, *row, *row.values()):
+                    raise ValueError(f"needs text and label, and the cells {names}")
+                label = label.strip().lower()
+                if label not in NEGATIVE + POSITIVE:
+                    raise ValueError(f"{label!r} is none of {NEGATIVE + POSITIVE}")
+                split = row.get("split", "").strip().lower()
+                table.append([tidy(text), label in POSITIVE, split])
+    except UnicodeError:
+        raise UserError(f"data: {path} is no CSV file in UTF-8") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"data: {path}: line {rows.line_num}: {error}") from None
+    return table
 
 
 # %% Start: the script and the notebook alike
@@ -683,8 +902,13 @@ if __name__ == "__main__":
             model, history, test_results = main(config)
         else:
             classify(texts, config)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, KeyboardInterrupt) as error:
         if not IS_SCRIPT:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, BrokenPipeError):  # nobody reads on, as in `| head`
+            sys.stdout = None
+            sys.exit(1)
         print(f"lstm.py: {error}", file=sys.stderr)
         sys.exit(2)
