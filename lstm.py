@@ -11,7 +11,7 @@ never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`
 Read it from the top to `main`; helpers follow. `build_model` is yours to change.
 """
 
-# %% Python's tools; TensorFlow follows once the CPU switch is set
+# %% Imports; TensorFlow's follow the command line, which decides on the GPU
 import contextlib
 import csv
 import functools
@@ -37,19 +37,29 @@ import numpy as np
 class UserError(Exception):
     """A mistake of the user's: one line that names the field or the file at fault."""
 
-    def _render_traceback_(self):  # what a notebook shows of it
+    def _render_traceback_(self):  # IPython shows this in place of a traceback
         return [f"lstm.py: {self}"]
 
 
+@contextlib.contextmanager
+def as_user_error(text):
+    """Turn any exception into a UserError: `text`, then what the exception says."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
+        line = f"{text}: {str(error)[:300] or type(error).__name__}"
+        raise UserError(re.sub(r"\x1b\[\w+|\s+", " ", line)) from None
+
+
 # %% Configuration
-# Change a default here, or for one run a flag, or `main(Config(**PRESETS["large"]))`.
+# Change a default here, give a flag for one run, or call `main(Config(lstm_units=32))`.
 @dataclass(frozen=True)
 class Config:
     """Every choice of a run. Raises UserError for a value that cannot work."""
 
     # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
-    additional_metrics: list = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # most reviews per training step; fewer if there are few
+    additional_metrics: tuple = ("accuracy",)  # watched beside the loss
+    batch_size: int = 128  # reviews per step, or fewer for 100 steps an epoch
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
     max_sequence_length: int = 300  # tokens a review; longer ones are cut (see rarest)
@@ -66,7 +76,7 @@ class Config:
     pooling: str = "last"  # Dense sees the last state; concat: mean and maximum, too
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
-    naive_bayes: float = 0.0  # push each word's first vector towards its commoner label
+    naive_bayes: float = 0.0  # times log odds of a token's label, added to its vector
     learning_rate: float = 0.0  # 0 is the optimizer's own
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
@@ -79,8 +89,12 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            value = converted(f.name, getattr(self, f.name), type(f.default))
+            value = getattr(self, f.name)
+            with as_user_error(f"{f.name}: cannot be {value!r:.50}"):
+                value = converted(f.name, value, type(f.default))
             object.__setattr__(self, f.name, value)  # past the dataclass's freeze
+        if self.num_distinct_words < 4:
+            raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         if self.patience and not self.validation_split:
@@ -91,22 +105,19 @@ class Config:
 
 def converted(name, value, kind):
     """Return a field's value as the kind of its default: 16.0 or "16" as 16."""
-    try:
-        if kind in (bool, int, float):
-            number = float(value)
-            may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
-            least = 0 if may_be_0 or kind is not int else 1
-            below = 1 if kind is float and name != "learning_rate" else math.inf
-            if not least <= number < below or kind(number) != number:
-                raise ValueError
-            return kind(number)
-        if name in ("data", "model_path", "plot"):
-            return os.fspath(value)
-        if name == "additional_metrics":
-            return [value] if isinstance(value, str) else list(value)
-        return dict(value) if name == "lstm_options" else value
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name}: cannot be {value!r:.50}; see --help") from None
+    if kind in (bool, int, float):
+        number = float(value)
+        may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
+        least = 1 if kind is int and not may_be_0 else 0
+        below = 1 if kind is float and name != "learning_rate" else math.inf
+        if not least <= number < below or kind(number) != number:
+            raise ValueError("see --help")
+        return kind(number)
+    if name in ("data", "model_path", "plot"):
+        return os.fsdecode(value)
+    if name == "additional_metrics":
+        return (value,) if isinstance(value, str) else tuple(value)
+    return dict(value) if name == "lstm_options" else value
 
 
 PRESETS = {"article": {}}
@@ -136,14 +147,14 @@ PRESETS["large"] = PRESETS["tuned"] | {
 # %% The command line: every field is a flag, and its comment is the flag's help
 def parse_command_line(arguments):
     """Return the Config that `arguments` ask for, and the texts to predict or None."""
-    with open(__file__, encoding="utf-8") as file:
+    with open(SCRIPT, encoding="utf-8") as file:
         comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", file.read()))
     # Suppressed defaults: only what was given overrides a preset.
     parser = ArgumentParser(allow_abbrev=False, argument_default=SUPPRESS)
     parser.usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
     for f in fields(Config):
-        names = sorted({f"--{f.name}", f"--{f.name.replace('_', '-')}"})
-        text = f"{comments[f.name]} ({getattr(Config(), f.name)})".replace("%", "%%")
+        flags = sorted({f"--{f.name}", f"--{f.name.replace('_', '-')}"})  # both ways
+        help_text = f"{comments.get(f.name)} ({getattr(Config(), f.name)})"
         if type(f.default) is bool:
             how = {"action": BooleanOptionalAction}
         elif f.name == "lstm_options":
@@ -152,10 +163,10 @@ def parse_command_line(arguments):
             how = {"nargs": "*", "metavar": "NAME"}
         else:  # a text, or a number for Config to read
             how = {"metavar": "VALUE"}
-        parser.add_argument(*names, help=text, **how)
+        parser.add_argument(*flags, help=help_text.replace("%", "%%"), **how)
     parser.add_argument("--preset", choices=PRESETS, help="where to start (article)")
-    text = "texts to classify with the kept model; - for the lines of standard input"
-    parser.add_argument("--predict", nargs="+", metavar="TEXT", help=text)
+    help_text = "texts to classify with the kept model; - for lines of standard input"
+    parser.add_argument("--predict", nargs="+", metavar="TEXT", help=help_text)
     given = vars(parser.parse_args(arguments))
     texts = given.pop("predict", None)
     preset = PRESETS[given.pop("preset", "article")]
@@ -180,7 +191,9 @@ IS_SCRIPT = __name__ == "__main__" and os.path.abspath(sys.argv[0]) == SCRIPT
 config, texts = Config(), None  # texts to classify; None is to train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # a seventh faster than two
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two are slower
 
 
 # %% The CPU switch, and TensorFlow
@@ -188,57 +201,50 @@ if IS_SCRIPT:
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-# Memory is kept for the next step, which can make it twice as fast.
+# Else the outputs of BlockLSTM are mapped and unmapped at each step: half the speed.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-stderr = os.dup(2)
-if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":  # hide what C++ code writes at any level
+# TensorFlow writes notes before it reads that level: to nowhere, while it is imported.
+saved_stderr = os.dup(2)
+if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
     import keras
     import tensorflow as tf
     from keras import layers, ops
 finally:
-    os.dup2(stderr, 2)
-tf.get_logger().setLevel("ERROR")  # else a process that builds three models is warned
+    os.dup2(saved_stderr, 2)
+tf.get_logger().setLevel("ERROR")  # no warning of retracing at a third model
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of token ids: three are special, then come the words by frequency.
 PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
-TOKENS_AT_ONCE = 250_000  # to evaluate with little memory
+AT_ONCE = 128  # texts to evaluate or predict, for little memory
+SAMPLE = str(Path(SCRIPT).parent / "tests/data/reviews.csv")
 
 
 def load_data(config):
-    """Return (x_train, y_train), (x_test, y_test), vocabulary, config: object arrays of
-    lists of token ids, int64 labels, 1 for positive, a dict from token to id, and the
-    config, a changed one if made-up reviews stand in for IMDB. Raises UserError."""
+    """Return object arrays of lists of token ids and int64 labels, to train and to test,
+    the vocabulary, and config (the sample's, if it stands in for IMDB); or UserError."""
     if config.data:
         return load_csv(config)
-    imdb = keras.datasets.imdb
     try:
-        train, test = imdb.load_data(
+        train, test = keras.datasets.imdb.load_data(
             num_words=config.num_distinct_words,
             start_char=START,
             oov_char=OUT_OF_VOCABULARY,
-            index_from=FIRST_WORD - 1,  # ranks begin at 1
+            index_from=FIRST_WORD - 1,  # the word of rank 1 is FIRST_WORD
         )
-        ranks = imdb.get_word_index()
+        ranks = keras.datasets.imdb.get_word_index()
     except Exception as error:  # noqa: BLE001 - Keras raises no narrower one
         return load_sample(config, error)
-    words = sorted(ranks, key=ranks.get)
-    return train, test, number_tokens(words, config), config
-
-
-def number_tokens(words, config):
-    """Return the vocabulary, a dict from token to id, of words by falling frequency."""
-    tokens = ["", "[UNK]", "[START]", *words][: config.num_distinct_words]
-    return {token: number for number, token in enumerate(tokens)}
+    return train, test, number_tokens(sorted(ranks, key=ranks.get), config), config
 
 
 def prepare(reviews, bigrams, config):
-    """Bring reviews to one length: int32 token ids (reviews, max_sequence_length).
-    `choose_tokens` does the same in the kept model."""
+    """Add bigrams, drop tokens, pad: int32 token ids (reviews, max_sequence_length).
+    The kept model does the same in `choose_tokens`: change both."""
     length = config.max_sequence_length
     if bigrams:
         reviews = [add_bigrams(review, bigrams) for review in reviews]
@@ -279,18 +285,19 @@ def build_model(config):
 
 # %% Training
 def compile_model(model, config):
-    """Give the model optimizer, loss and metrics, and try them once."""
+    """Give the model optimizer, loss and metrics; `fit_model` sets the learning rate."""
     optimizer = keras.optimizers.get(config.optimizer)
     apply = optimizer.apply
 
-    def apply_sums(gradients, *others):
+    def apply_sums(gradients, trainable_variables=None):
         # A word that a batch holds twice has two gradients, to be added before Adam
         # squares them. Keras squares each of them, unless they come as one tensor.
-        return apply([sum_rows(gradient) for gradient in gradients], *others)
+        return apply([sum_rows(each) for each in gradients], trainable_variables)
 
     optimizer.apply = apply_sums
-    model.compile(optimizer, config.loss_function, metrics=config.additional_metrics)
-    y = np.array([[0.0], [1.0]])
+    metrics = list(config.additional_metrics)
+    model.compile(optimizer, config.loss_function, metrics=metrics)
+    y = np.array([[0.0], [1.0]])  # Keras looks names up late: ask before it loads
     model.compute_loss(None, y, y)
     model.compute_metrics(None, y, y)
 
@@ -310,25 +317,22 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
     if not tf.distribute.has_strategy():
         model.steps_per_execution = 8  # steps in one go
     verbose = config.verbosity_mode
-    if verbose == 1 and not (IN_NOTEBOOK or sys.stdout.isatty()):
+    if verbose == 1 and not (IN_NOTEBOOK or os.isatty(1)):
         verbose = 2  # a bar is for a screen, a file or a pipe gets lines
 
     history = keras.callbacks.History()
     callbacks = [history, keras.callbacks.TerminateOnNaN(), *callbacks]
     if config.patience:
-        best = keras.callbacks.EarlyStopping(
-            monitor="val_loss",
-            patience=config.patience,
-            restore_best_weights=True,
-        )
-        callbacks.append(best)
+        best = {"patience": config.patience, "restore_best_weights": True}
+        callbacks.append(keras.callbacks.EarlyStopping(**best))
     try:
         model.fit(
             data,
             steps_per_epoch=steps,
             epochs=config.number_of_epochs,
+            shuffle=False,  # `batches` has shuffled
             validation_data=held_out,
-            validation_batch_size=TOKENS_AT_ONCE // config.max_sequence_length,
+            validation_batch_size=AT_ONCE,
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -336,7 +340,7 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
         if not history.epoch:
             raise
         print("\nInterrupted: going on with what was learnt so far")
-        for callback in callbacks:  # patience has kept the best
+        for callback in callbacks:  # EarlyStopping gives back the best weights
             callback.on_train_end()
     return history
 
@@ -346,10 +350,16 @@ def main(config, callbacks=()):
     """Train, evaluate and keep a model. `callbacks` are more of Keras's. Returns the
     keras.Model of texts (see `with_texts`), Keras's History, and a dict of the test's
     loss and metrics. Raises UserError before it trains."""
+    random_state = random.getstate()
     check_run(config)
-    model, config = checked_model(config)
+    random.seed(config.seed)  # Keras draws the seeds of its layers from here
+    model = build_model(config)
+    model.build((None, config.max_sequence_length))
+    config = replace(config, masked=model.layers[0].mask_zero)
+    check_model(model)
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
+    random.setstate(random_state)  # what others draw goes on as if nothing had been
 
     start = perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
@@ -366,20 +376,14 @@ def main(config, callbacks=()):
     loaded = perf_counter()
 
     use_fast_loop(model)
-    text_model = with_texts(model, vocabulary, bigrams, config)  # the same layers
+    text_model = with_texts(model, vocabulary, bigrams, config)  # shares layers
     model.summary()
     held_out = (x_train[size:], y_train[size:]) if size < len(x_train) else None
     history = fit_model(
         model, x_train[:size], y_train[:size], held_out, config, callbacks
     )
     fitted = perf_counter()
-    results = model.evaluate(
-        x_test,
-        y_test,
-        batch_size=TOKENS_AT_ONCE // config.max_sequence_length,
-        verbose=0,
-        return_dict=True,
-    )
+    results = model.evaluate(x_test, y_test, AT_ONCE, verbose=0, return_dict=True)
     evaluated = perf_counter()
 
     line = f"Test results - Loss: {results['loss']:.4f}"
@@ -389,10 +393,8 @@ def main(config, callbacks=()):
             line += f" - {name.capitalize()}: {value:{style}}"
     print(line)
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    print(
-        f"Time - load: {loaded - start:.1f}s - fit: {fitted - loaded:.1f}s "
-        f"- evaluate: {evaluated - fitted:.1f}s - on {device}"
-    )
+    line = f"Time - load: {loaded - start:.1f}s - fit: {fitted - loaded:.1f}s"
+    print(f"{line} - evaluate: {evaluated - fitted:.1f}s - on {device}")
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
     save(text_model, results, config.model_path)
@@ -400,71 +402,59 @@ def main(config, callbacks=()):
 
 
 # %% The story ends here. Helpers: what the cells above call, to be read when wanted
-@contextlib.contextmanager
-def as_user_error(text):
-    """Turn any exception into a UserError: `text`, then what the exception says."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
-        said = re.sub(r"\x1b\[\w+|\s+", " ", str(error)).strip()
-        raise UserError(f"{text}: {said[:200] or type(error).__name__}") from None
-
-
 def check_run(config):
-    """Raise UserError for what would otherwise fail after the training."""
+    """Raise UserError for what would otherwise fail late, perhaps after training."""
     path = config.model_path
     if os.path.isdir(path):
         raise UserError(f"model_path: {path} is a folder")
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=Path(path).parent).close()
     with as_user_error("lstm_options"):
-        layers.LSTM(units=1, dropout=0, return_sequences=True, **config.lstm_options)
+        layers.LSTM(1, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
             tf.config.set_visible_devices([], "GPU")
 
 
-def checked_model(config):
-    """Return a model by `build_model`, its weights drawn from the seed, and config with
-    its own `masked`. Raises ValueError for a model that would answer wrongly."""
-    state = random.getstate()
-    random.seed(config.seed)  # Keras draws the seeds of its layers from here
-    model = build_model(config)
-    if not model.built:  # it has no Input
-        model.build((None, config.max_sequence_length))
-    random.setstate(state)  # what others draw goes on as if nothing had been
-    end = model.layers[-1].activation
-    if end is not keras.activations.sigmoid or model.output_shape != (None, 1):
+def check_model(model):
+    """Raise ValueError or TypeError for a model that would be wrong without a word."""
+    last = model.layers[-1].activation
+    if last is not keras.activations.sigmoid or model.output_shape != (None, 1):
         raise ValueError("build_model must end in Dense(1, activation='sigmoid')")
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
-    return model, replace(config, masked=model.layers[0].mask_zero)
+
+
+def number_tokens(words, config):
+    """Return the vocabulary, a dict from token to id, of words by falling frequency."""
+    tokens = ["", "[UNK]", "[START]", *words][: config.num_distinct_words]
+    return {token: number for number, token in enumerate(tokens)}
 
 
 def batches(model, x, y, config):
-    """Return a tf.data.Dataset of batches of token ids and labels to train on, and the
-    steps of an epoch. Masked reviews of like length share a batch (length bucketing),
-    cut to the longest."""
-    size = min(config.batch_size, math.ceil(len(x) / 100))  # for 100 steps an epoch
-    steps = math.ceil(len(x) / size)
+    """Return an endless tf.data.Dataset of batches of token ids and labels to train on,
+    and the steps of an epoch. Masked reviews of like length share a batch (length
+    bucketing), cut to the longest. An epoch leaves a few out, to have full batches."""
+    size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps an epoch
+    steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # A layer that reads padding has to see as much of it in training as later.
-    trimmed = config.masked and all(layer.supports_masking for layer in model.layers)
+    # What reads padding has to see all of it, as it will in `predict`.
+    trimmed = config.masked and not config.lstm_options
+    trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
     def epochs():
         while True:
-            order = rng.permutation(len(x))
+            order = rng.permutation(len(x))[: steps * size]
             if config.masked:
                 order = order[np.argsort(lengths[order], kind="stable")]
-            groups = np.array_split(order, steps)  # of one size, give or take one
-            for i in rng.permutation(steps):
-                tokens = x[groups[i]]
+            for rows in rng.permutation(order.reshape(steps, size)):
+                tokens = x[rows]
                 if config.word_dropout:
                     tokens = drop_words(tokens, config, rng)
                 if trimmed:
                     longest = np.count_nonzero(tokens, axis=1).max()
                     tokens = tokens[:, :longest]
-                yield tokens, y[groups[i]]
+                yield tokens, y[rows]
 
     width = None if trimmed else x.shape[1]
     shapes = tf.TensorSpec((None, width), "int32"), tf.TensorSpec((None,), "int64")
@@ -473,12 +463,14 @@ def batches(model, x, y, config):
 
 
 def drop_words(tokens, config, rng):
-    """Leave out a share of the tokens, but the first (Iyyer et al. 2015)."""
+    """Leave out a share of the tokens, never the first (Iyyer et al. 2015)."""
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
     kept[:, 0] = True  # if masked, no review is left empty
     tokens = tokens * kept
-    blank = tokens == PADDING
-    return move_behind(tokens, blank if config.masked else ~blank).numpy()
+    behind = tokens == PADDING  # the gaps go behind the words
+    if not config.masked:
+        behind = tokens > PADDING  # the words go behind the gaps
+    return move_behind(tokens, behind).numpy()
 
 
 def sum_rows(gradient):
@@ -503,16 +495,18 @@ def choose_bigrams(reviews, labels, vocabulary, config):
     """Return a dict from a pair of ids to a new id: the num_bigrams whose share of
     positive reviews is furthest from chance, in about standard deviations."""
     tokens = np.concatenate(reviews).astype(np.int64)
-    positive = np.repeat(labels, [len(review) for review in reviews])[1:]
+    lengths = [len(review) for review in reviews]
+    positive = np.repeat(labels, lengths)[1:]  # of the pair's second word
     first, second = tokens[:-1], tokens[1:]
-    real = np.minimum(first, second) >= FIRST_WORD  # START parts the reviews
-    codes = first[real] * 2**32 + second[real]  # a pair of ids as one number
+    known = np.minimum(first, second) >= FIRST_WORD  # START parts the reviews
+    codes = first[known] * 2**32 + second[known]  # a pair of ids as one number
     codes, places, seen = np.unique(codes, return_inverse=True, return_counts=True)
-    surprise = np.bincount(places, positive[real]) - seen * labels.mean()
+    surprise = np.bincount(places, positive[known]) - seen * labels.mean()
     order = np.argsort(-np.abs(surprise) / np.sqrt(seen + 1), kind="stable")
     bigrams = {}
     for code in codes[order[: config.num_bigrams]].tolist():
-        bigrams[divmod(code, 2**32)] = len(vocabulary) + len(bigrams)
+        pair = divmod(code, 2**32)
+        bigrams[pair] = len(vocabulary) + len(bigrams)
     return bigrams
 
 
@@ -529,7 +523,7 @@ def add_bigrams(review, bigrams):
 
 def rarest_tokens(review, length):
     """Drop unknown words and, if more than `length` are left, those with the lowest
-    ids, which are the most frequent. Bigrams have the highest."""
+    ids, the most frequent (of equals, padding cuts the first). Bigrams have the highest."""
     tokens = np.array(review)
     least = START  # unknown words are below
     if len(tokens) > length:
@@ -541,10 +535,10 @@ def start_at_naive_bayes(model, x, y, config):
     """Add to each token's vector naive_bayes times its log ratio of naive Bayes (Wang
     and Manning 2012): above 0 for a token that speaks for a film."""
     vectors = model.layers[0].embeddings
-    size = vectors.shape[0]
-    negative = np.bincount(x[y == 0].ravel(), minlength=size) + 1
-    positive = np.bincount(x[y == 1].ravel(), minlength=size) + 1
-    ratio = np.log(positive / negative)
+    seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
+    for tokens, label in zip(x, y):
+        seen[label, tokens] += 1  # one, however often it occurs
+    ratio = np.log(seen[1] / seen[0])
     vectors.assign_add(config.naive_bayes * ratio[:, None])
 
 
@@ -568,7 +562,7 @@ class ConcatPooling(layers.Layer):
 
 
 # %% The fast LSTM
-# The layers stay Keras's, and so do their numbers; you can go on without reading this.
+# The layers stay Keras's, and so do the results; you can go on without reading this.
 # On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM is
 # all of them, for all time steps, in one: training takes a third of the time.
 def use_fast_loop(model):
@@ -594,7 +588,7 @@ def is_plain(lstm):
         and not lstm.recurrent_dropout
         and not (lstm.stateful or lstm.return_state)
         and lstm.compute_dtype == "float32"
-        and lstm.count_params() < 40_000
+        and lstm.count_params() < 40_000  # measured: Keras wins above
     )
 
 
@@ -633,7 +627,7 @@ def lstm_states(cell, x):
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # Of a single review the other half is empty, and its gradient not a number.
+    # One review leaves the other half empty, whose gradient is not a number.
     weights = tf.where(tf.size(x) > 0, weights, 0.0)
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
@@ -661,13 +655,13 @@ def with_texts(model, vocabulary, bigrams, config):
     lookup = layers.TextVectorization(
         standardize="lower",
         ngrams=2 if bigrams else None,
-        vocabulary=tokens[START:],  # the layer itself has the two before
+        vocabulary=tokens[2:],  # the layer adds "" and "[UNK]" itself
         name="vocabulary",
     )
     texts = keras.Input((), dtype="string")
     x = choose_tokens(lookup(texts), bigrams, config)
     for layer in model.layers:
-        if isinstance(layer, ConcatPooling):  # kept as the operations that it does
+        if isinstance(layer, ConcatPooling):  # ours: kept as Keras's operations
             x = layer.call(x, getattr(x, "_keras_mask", None))
         else:
             x = layer(x)
@@ -683,30 +677,30 @@ def choose_tokens(tokens, bigrams, config):
     tokens = ops.pad(tokens, [(0, 0), (1, 0)], constant_values=START)
     tokens = ops.pad(tokens, [(0, 0), (length, 0)])  # for a short text
     if config.rarest:
-        least = ops.top_k(tokens, length)[0][:, -1:]
-        least = ops.maximum(least, START)  # unknown words are below
+        highest, _ = ops.top_k(tokens, length)
+        least = ops.maximum(highest[:, -1:], START)  # unknown words are below
         tokens = ops.where(tokens >= least, tokens, PADDING)
     tokens = move_behind(tokens, tokens > PADDING)[:, -length:]
     if config.masked:
         tokens = move_behind(tokens, tokens <= PADDING)
-    return ops.cast(tokens, "int32")
+    return ops.reshape(ops.cast(tokens, "int32"), (-1, length))  # now Keras knows it
 
 
 def bigrams_between_words(tokens):
-    """Bring n words and their n - 1 bigrams into the order word, bigram, word, and so
-    on; unknown bigrams become blank."""
+    """Bring words and then bigrams, a b c ab bc, into the order a ab b bc c; unknown
+    bigrams become blank. Of n words there are n - 1 bigrams."""
     column = ops.cumsum(ops.ones_like(tokens), 1) - 1
-    words = (ops.count_nonzero(tokens, 1)[:, None] + 1) // 2  # n
-    is_word = column < words
+    num_words = (ops.count_nonzero(tokens, 1)[:, None] + 1) // 2
+    is_word = column < num_words
     known = ops.logical_or(is_word, tokens > OUT_OF_VOCABULARY)
     tokens = ops.where(known, tokens, PADDING)
-    place = ops.where(is_word, 2 * column, 2 * (column - words) + 1)
+    place = ops.where(is_word, 2 * column, 2 * (column - num_words) + 1)
     return ops.take_along_axis(tokens, ops.argsort(place, 1), 1)
 
 
 def move_behind(tokens, chosen):
-    """Bring the chosen tokens, bool (batch, time), behind the others, in their order:
-    argsort leaves equals as they are."""
+    """Bring the chosen tokens, bool (batch, time), behind the others, each in their
+    order: TensorFlow's argsort leaves equals as they are."""
     return ops.take_along_axis(tokens, ops.argsort(chosen, 1), 1)
 
 
@@ -716,13 +710,13 @@ def save(model, results, path):
     OSError."""
     if not np.isfinite(results["loss"]):
         raise UserError("loss: not finite, nothing is kept; lower learning_rate")
-    whole = path.replace(".keras", f"-{os.getpid()}.keras")
+    unplaced = f"{path.removesuffix('.keras')}-{os.getpid()}.keras"
     try:
-        model.save(whole)
-    except OSError:
-        Path(whole).unlink(missing_ok=True)
+        model.save(unplaced)
+    except BaseException:  # a full disk, or Ctrl-C
+        Path(unplaced).unlink(missing_ok=True)
         raise
-    os.replace(whole, path)  # an error names both, and the model is in the first
+    os.replace(unplaced, path)  # if that fails, the error names both files
     hint = 'predict(["A wonderful film"], model)'
     if IS_SCRIPT:
         command = [Path(sys.executable).name, sys.argv[0]]
@@ -751,12 +745,14 @@ def predict(texts, model):
         if not isinstance(text, str):
             raise UserError(f"texts: item {number} is no text but {text!r:.50}")
     texts = [tidy(text) for text in texts]
-    order = np.argsort([len(text) for text in texts])  # like lengths together
+    order = np.argsort(
+        [len(text) for text in texts]
+    )  # a batch is as wide as its widest
     results = np.zeros(len(texts), "float32")
-    for start in range(0, len(texts), 128):
-        rows = order[start : start + 128]
+    for start in range(0, len(texts), AT_ONCE):
+        rows = order[start : start + AT_ONCE]
         batch = tf.constant([texts[row] for row in rows])
-        results[rows] = model.predict_on_batch(batch)[:, 0]
+        results[rows] = model.predict_on_batch(batch)[: len(rows), 0]
     return results
 
 
@@ -765,7 +761,7 @@ def tidy(text):
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
     for sign in set(text):
         if sign != "'" and unicodedata.category(sign)[0] not in "LMN":
-            text = text.replace(sign, " ")
+            text = text.replace(sign, " ")  # no letter, mark or number
     return " ".join(word.strip("'") for word in text.split())
 
 
@@ -774,15 +770,16 @@ def classify(texts, config):
     model = load(config.model_path)
     known = set(model.get_layer("vocabulary").get_vocabulary())
     groups = lines_as_they_arrive() if texts == ["-"] else [texts]
-    for group in groups:
+    for number, group in enumerate(groups):
         for text, probability in zip(group, predict(group, model)):
             start = "".join(c if c.isprintable() else " " for c in text[:50]).strip()
             label = "positive" if probability > 0.5 else "negative"
-            no_word = known.isdisjoint(tidy(text).split())
-            note = " - no known word" if no_word else ""
-            print(f"{start} - {label} - {probability:.4f}{note}")
+            line = f"{start} - {label} - {probability:.4f}"
+            if known.isdisjoint(tidy(text).split()):
+                line += " - no known word"
+            print(line)
         sys.stdout.flush()
-        if config.plot:
+        if config.plot and number == 0:
             with as_user_error("plot: needs matplotlib, and a name that ends in .png"):
                 plot_reading(group[0], model, config.plot)
 
@@ -807,49 +804,55 @@ def plot_reading(text, model, path=""):
     beginnings = [" ".join(words[: n + 1]) for n in range(len(words))]
     curve = predict(beginnings[-61:], model)
     words = words[-61:]
-    figure, axis = pyplot.subplots(figsize=(11, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(11, 4))
     axis.plot(curve, "ko-", ms=3)
     axis.axhline(0.5, color="grey", ls="--")
-    axis.set(ylim=(-0.2, 1.2), ylabel="positive")
+    axis.set(ylim=(-0.25, 1.25), ylabel="positive")
     axis.set_xticks(range(len(words)), words, rotation=90)
     known = set(model.get_layer("vocabulary").get_vocabulary())
     for label in axis.get_xticklabels():
         if label.get_text() not in known:
             label.set_color("darkgrey")
     for n, change in enumerate(np.diff(curve), 1):
-        if abs(change) > 0.05:  # written above or below all of the curve
-            height, color = (1.03, "green") if change > 0 else (-0.17, "red")
-            axis.text(n, height, f"{change:+.2f}", color=color, rotation=90)
+        if change > 0.05:  # written above all of the curve, a fall below
+            axis.text(n, 1.03, f"{change:+.2f}", color="green", rotation=90)
+        if change < -0.05:
+            axis.text(n, -0.03, f"{change:+.2f}", color="red", rotation=90, va="top")
     if path:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        pyplot.close(figure)
 
 
 # %% Your own reviews
 NEGATIVE = ["0", "0.0", "neg", "negative", "false"]
 POSITIVE = ["1", "1.0", "pos", "positive", "true"]
-SAMPLE = str(Path(SCRIPT).parent / "tests/data/reviews.csv")
 
 
-def load_sample(config, why):
+def load_sample(config, error):
     """Do what `load_data` does with made-up reviews, as IMDB cannot be had."""
     folder = os.environ.get("KERAS_HOME", "~/.keras")
-    message = f"IMDB: neither in {folder}/datasets nor to be downloaded: {why}"
+    message = f"IMDB: neither in {folder}/datasets nor to be downloaded: {error}"
     if not os.path.exists(SAMPLE):
         raise UserError(message)
     print(f"{message} - going on with made-up reviews, {SAMPLE}")
-    path = config.model_path.replace(".keras", "-sample.keras")
+    path = f"{config.model_path.removesuffix('.keras')}-sample.keras"
     return load_csv(replace(config, data=SAMPLE, model_path=path))
 
 
 def load_csv(config):
     """Do what `load_data` does with the CSV file config.data: what is not of the split
     train is for the test; without splits, a fifth by chance."""
-    rows = np.array(read_csv(config.data), object).reshape(-1, 3)
+    path = config.data
+    with as_user_error(f"data: {path}: no CSV file in UTF-8 with texts and labels"):
+        rows = np.array(read_csv(path), object).reshape(-1, 3)
     texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
     labels = labels.astype(int)
-    is_test = splits != "train" if any(splits) else np.arange(len(rows)) % 5 == 0
-    if len(set(labels[is_test])) < 2 or len(set(labels[~is_test])) < 2:
-        raise UserError(f"data: {config.data}: train and test need both labels each")
+    is_test = splits != "train"
+    if not any(splits):
+        is_test = np.arange(len(rows)) % 5 == 0
+    for part in (is_test, ~is_test):
+        if len(set(labels[part])) < 2:
+            raise UserError(f"data: {path}: train and test need both labels each")
     counts = Counter()
     for text in texts[~is_test]:
         counts.update(text.split())
@@ -867,31 +870,23 @@ def read_csv(path):
     """Return the rows of a CSV file as lists of a tidied text, a label, 0 or 1, and a
     split, "" for none. Columns: text or review, label or sentiment, and split."""
     table = []
-    csv.field_size_limit(2**31 - 1)  # a text may be long
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            delimiter = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-            rows = csv.DictReader(
-                file, delimiter=delimiter, quoting=quoting, strict=True
-            )
-            names = [name.strip().lower() for name in rows.fieldnames or []]
-            rows.fieldnames = names
-            for row in rows:
-                text = row.get("text", row.get("review"))
-                label = row.get("label", row.get("sentiment"))
-                if None in (text, label, *row, *row.values()):
-                    raise ValueError(f"needs text and label, and the cells {names}")
-                label = label.strip().lower()
-                if label not in NEGATIVE + POSITIVE:
-                    raise ValueError(f"{label!r} is none of {NEGATIVE + POSITIVE}")
-                split = row.get("split", "").strip().lower()
-                table.append([tidy(text), label in POSITIVE, split])
-    except UnicodeError:
-        raise UserError(f"data: {path} is no CSV file in UTF-8") from None
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"data: {path}: line {rows.line_num}: {error}") from None
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        delimiter = max(",;\t", key=file.readline().count)
+        file.seek(0)
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        names = [name.strip().lower() for name in rows.fieldnames or []]
+        rows.fieldnames = names
+        for row in rows:
+            text = row.get("text", row.get("review"))
+            label = row.get("label", row.get("sentiment"))
+            if None in (text, label, *row, *row.values()):
+                raise ValueError(f"line {rows.line_num}: needs text, label, {names}")
+            label = label.strip().lower()
+            if label not in NEGATIVE + POSITIVE:
+                raise ValueError(f"line {rows.line_num}: what is label {label!r}?")
+            split = row.get("split", "").strip().lower()
+            table.append([tidy(text), label in POSITIVE, split])
     return table
 
 
@@ -905,10 +900,10 @@ if __name__ == "__main__":
     except (UserError, OSError, KeyboardInterrupt) as error:
         if not IS_SCRIPT:
             raise
+        # At once: TensorFlow's threads may be at work, and nobody may read the output.
         if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, BrokenPipeError):  # nobody reads on, as in `| head`
-            sys.stdout = None
-            sys.exit(1)
+            os._exit(130)
+        if isinstance(error, BrokenPipeError):  # as in `| head`
+            os._exit(1)
         print(f"lstm.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -6,13 +6,18 @@
     python tests/benchmark.py edits 3 [FLAGS OF lstm.py]
     python tests/benchmark.py cost 3
     python tests/benchmark.py scale 200000
+    python tests/benchmark.py few 3
+    python tests/benchmark.py classify 3 [ANOTHER lstm.py]
 
 `seeds` trains once per seed. `ablation` leaves out each value of a preset in turn, and
 looks at the last fifth of the training reviews. `speed` trains plain Keras, the presets
 and the tuned preset at the article's sizes in turn, each in a process of its own. `edits`
 trains the models of the README's section "Change the model". `cost` times a training
 step here and in plain Keras. `scale` makes up a CSV file of so many reviews of 200
-words, trains on them for one epoch and classifies them.
+words, trains on them for one epoch and classifies them. `few` trains on 500, 1,000 and
+3,000 reviews drawn from the training set, tests on 2,000 others of it, and does the same
+with TF-IDF and logistic regression (it needs scikit-learn). `classify` times `--predict -`
+on 20,000 test reviews, also with another form of the file.
 
 Each prints a table and puts it into tests/measured.md, in place of the one that the
 same command left there.
@@ -89,7 +94,7 @@ for length, units, batch in itertools.product(*sizes):
     if len(sys.argv) > 1:
         given = {"max_sequence_length": length, "lstm_units": units}
         config = lstm.Config(**given, batch_size=batch)
-        model = lstm.build_model(config)
+        model, config = lstm.checked_model(config)
         lstm.compile_model(model, config)
         lstm.use_fast_loop(model)
     else:
@@ -169,6 +174,7 @@ def seeds(count, *flags):
 LEFT_OUT = {  # what of a preset, and the flags that take it back
     "tuned": {
         "nothing": "",
+        "the LSTM": "",  # the mean of the word vectors in its place
         "rarest": "--no-rarest",
         "max_sequence_length": "--max-sequence-length 300",
         "pooling": "--pooling last",
@@ -176,12 +182,12 @@ LEFT_OUT = {  # what of a preset, and the flags that take it back
         "learning_rate": "--learning-rate 0.001",
         "cosine_decay": "--no-cosine-decay",
         "embedding_output_dims": "--embedding-output-dims 15",
-        "naive_bayes": "--naive-bayes 0",
         "masked, rarest, max_sequence_length, word_dropout": "--no-masked --no-rarest "
         "--max-sequence-length 300 --word-dropout 0",
     },
     "large": {  # back to what tuned has
         "nothing": "",
+        "the LSTM": "",
         "naive_bayes": "--naive-bayes 0",
         "number_of_epochs": "--number-of-epochs 5",
         "num_bigrams": "--num-bigrams 0",
@@ -196,10 +202,13 @@ def ablation(preset, count):
     """What each of a preset's values buys, over `count` seeds: a row for each."""
     yield header("left out", "accuracy on the held-out fifth", "points", "loss")
     whole = None
+    folder = tempfile.mkdtemp()
+    without = edited(folder, "layers.GlobalAveragePooling1D()")
     for name, flags in LEFT_OUT[preset].items():
         results = []
         for seed in range(1, int(count) + 1):
-            command = [*SCRIPT, "--preset", preset, "--seed", str(seed)]
+            script = without if name == "the LSTM" else SCRIPT[0]
+            command = [script, *KEPT, "--preset", preset, "--seed", str(seed)]
             command += ["--validation-split", "0.2", *flags.split()]
             values = dict(re.findall(r"(val_\w+): (\S+)", run(*command)[0]))  # the last
             results.append([float(values[key]) for key in ("val_accuracy", "val_loss")])
@@ -234,28 +243,39 @@ def speed(rounds):
         yield f"| {part} | {' | '.join(cells)} | {ratios} |"
 
 
-LINE = "model.add(keras.layers.LSTM(**options))"  # of build_model
-EDITS = {  # what takes its place
-    "as it is": LINE,
-    "stacked": 'model.add(keras.layers.LSTM(**options | {"return_sequences": True}))'
-    f"\n    {LINE}",
-    "bidirectional": "model.add(keras.layers.Bidirectional(keras.layers.LSTM(**options)))",
-    "GRU": LINE.replace("LSTM", "GRU"),
+# The LSTM of build_model, with its pooling, and what takes its place.
+LSTM = re.compile(
+    r"    model\.add\(\n        layers\.LSTM\(.*?(?=    model.add\(layers.Dense)",
+    re.DOTALL,
+)
+EDITS = {
+    "as it is": "layers.LSTM(config.lstm_units)",
+    "stacked": "layers.LSTM(config.lstm_units, return_sequences=True))\n"
+    "    model.add(layers.LSTM(config.lstm_units)",
+    "bidirectional": "layers.Bidirectional(layers.LSTM(config.lstm_units))",
+    "GRU": "layers.GRU(config.lstm_units)",
 }
+
+
+def edited(folder, layers):
+    """Write a copy of lstm.py with other layers in the place of the LSTM; its path."""
+    source = Path(SCRIPT[0]).read_text("utf-8")
+    source, count = LSTM.subn(lambda _: f"    model.add({layers})\n", source)
+    assert count == 1
+    script = Path(folder, "lstm.py")
+    script.write_text(source, "utf-8")
+    return str(script)
 
 
 def edits(count, *flags):
     """What other layers in the place of the LSTM come to: a row for each."""
     yield header("model", "mean", "standard deviation", "fit (median)")
-    source = Path(SCRIPT[0]).read_text("utf-8")
-    assert source.count(LINE) == 1
-    for name, lines in EDITS.items():
+    for name, layers in EDITS.items():
         results = []
         with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder, "lstm.py")
-            script.write_text(source.replace(LINE, lines), "utf-8")
+            script = edited(folder, layers)
             for seed in range(1, int(count) + 1):
-                figures = measure(str(script), *KEPT, *flags, "--seed", str(seed))
+                figures = measure(script, *KEPT, *flags, "--seed", str(seed))
                 results.append((figures["accuracy"], figures["fit"]))
         accuracies, fits = np.transpose(results)
         mean, spread = accuracies.mean(), accuracies.std(ddof=1)
@@ -300,6 +320,81 @@ def scale(count):
         yield "| classify | {:.0f} s | {:.0f} MiB |".format(*used)
 
 
+def texts_of(part):
+    """The reviews of a part of IMDB, "train" or "test", as texts, and their labels."""
+    import keras
+
+    whole = keras.datasets.imdb.load_data(start_char=None, index_from=0)
+    reviews, labels = whole[part == "test"]
+    ranks = keras.datasets.imdb.get_word_index()
+    words = {rank: word for word, rank in ranks.items()}
+    return [" ".join(words[rank] for rank in review) for review in reviews], labels
+
+
+def few(draws):
+    """Accuracy with few training reviews, over draws: a row for each number."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts, labels = texts_of("train")
+    yield header("training reviews", "article", "tuned", "large", "TF-IDF")
+    for size in (500, 1000, 3000):
+        results = []
+        for draw in range(int(draws)):
+            rows = np.random.default_rng(draw).permutation(len(texts))[: size + 2000]
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "reviews.csv")
+                with open(path, "w", encoding="utf-8") as file:
+                    print("text,label,split", file=file)
+                    for n, row in enumerate(rows):
+                        split = "train" if n < size else "test"
+                        print(f"{texts[row]},{labels[row]},{split}", file=file)
+                command = [*SCRIPT, "--data", path, "--preset"]
+                accuracies = [
+                    measure(*command, preset)["accuracy"]
+                    for preset in ("article", "tuned", "large")
+                ]
+            vectorizer = TfidfVectorizer(sublinear_tf=True)
+            x = vectorizer.fit_transform([texts[row] for row in rows[:size]])
+            x_test = vectorizer.transform([texts[row] for row in rows[size:]])
+            linear = LogisticRegression(C=2).fit(x, labels[rows[:size]])
+            accuracies.append(100 * linear.score(x_test, labels[rows[size:]]))
+            results.append(accuracies)
+        cells = [
+            f"{mean:.1f} ± {spread:.1f}%"
+            for mean, spread in zip(np.mean(results, 0), np.std(results, 0, ddof=1))
+        ]
+        yield f"| {size:,} | {' | '.join(cells)} |"
+
+
+def classify(rounds, *others):
+    """Seconds and memory of `--predict -` on 20,000 reviews, one a line, for this form
+    of the file and others, each with a model of its own."""
+    yield header("lstm.py", "whole process", "for one text", "difference", "memory")
+    texts, _ = texts_of("test")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "reviews.txt")
+        Path(path).write_text("\n".join(texts[:20_000]) + "\n", "utf-8")
+        commands = {}
+        for number, script in enumerate([SCRIPT[0], *others]):
+            kept = ["--model-path", os.path.join(folder, f"{number}.keras")]
+            run(script, *kept, "--number-of-epochs", "1")
+            commands[script] = [script, *kept, "--predict"]
+
+        def times(*command):
+            with open(path, encoding="utf-8") as stdin:
+                _, seconds, memory = run(*command, "-", stdin=stdin)
+            return seconds, run(*command, "a film")[1], memory
+
+        for script, results in in_turn(int(rounds), commands, times).items():
+            whole, start, memory = np.median(results, 0)
+            name = "this one" if script == SCRIPT[0] else Path(script).parent.name
+            yield (
+                f"| {name} | {whole:.1f} s | {start:.1f} s | {whole - start:.1f} s "
+                f"| {memory:.0f} MiB |"
+            )
+
+
 def record(command, machine, lines, path=MEASURED):
     """Put the result of a command into a file, in place of its last one."""
     title = f"## python tests/benchmark.py {command}"
@@ -315,9 +410,8 @@ def record(command, machine, lines, path=MEASURED):
 
 
 if __name__ == "__main__":
-    tasks = {
-        task.__name__: task for task in (seeds, ablation, speed, edits, cost, scale)
-    }
+    tasks = [seeds, ablation, speed, edits, cost, scale, few, classify]
+    tasks = {task.__name__: task for task in tasks}
     if len(sys.argv) < 3 or sys.argv[1] not in tasks:
         sys.exit(__doc__)
     machine = (

@@ -3,11 +3,11 @@
 import contextlib
 import importlib
 import io
-import itertools
 import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,18 +74,24 @@ def tiny(preset="article", **fields):
     return lstm.Config(**lstm.PRESETS[preset] | small | fields)
 
 
-def random_model(*arguments, **fields):
-    """A model of token ids with random weights, the same one of words, its Config."""
+def vocabulary_of(*words):
+    """A dict from token to id: three special tokens, then these words."""
+    return {token: n for n, token in enumerate(["", "[UNK]", "[START]", *words])}
+
+
+def random_model(*arguments, words=WORDS, **fields):
+    """A model of token ids with random weights, the same one of texts, its Config."""
     import lstm
 
     config = tiny(*arguments, **fields)
     model = lstm.build_model(config)
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    bigrams = [f"word{rank} word{rank + 1}" for rank in range(1, 96)]
-    known = WORDS[: config.num_distinct_words - 4] + bigrams[: config.num_bigrams]
-    vocabulary = dict(zip([*lstm.SPECIAL, *known], itertools.count()))
-    return model, lstm.with_lookup(model, vocabulary, config), config
+    size = config.num_distinct_words
+    vocabulary = vocabulary_of(*words[: size - 3])
+    pairs = pairwise(range(3, size))  # word1 word2, word2 word3, and so on
+    bigrams = dict(zip(pairs, range(size, size + config.num_bigrams)))
+    return model, lstm.with_texts(model, vocabulary, bigrams, config), config
 
 
 @pytest.fixture(scope="session", params=["article", "tuned"])
@@ -122,7 +128,7 @@ def python(environment, tmp_path):
             cwd=tmp_path,
             env=environment | variables,
             check=False,
-            timeout=100,
+            timeout=200,
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process

@@ -4,71 +4,84 @@ import re
 
 import nbclient
 import nbformat
-import pytest
 from conftest import ROOT, SHORTER
 
 SOURCE = (ROOT / "lstm.py").read_text(encoding="utf-8")
 AFTER = """
 print(type(model).__name__, len(history.history["loss"]), sorted(test_results))
-_, again, _ = main(Config(number_of_epochs=2, verbosity_mode=0))
 print(predict(["word1 word2"], model).shape)
-print("again", len(again.history["loss"]))
 """
 READ = 'plot_reading("word1 word2", model)'
 INTERRUPT = """
-import signal, sys
+import os, signal
 
-def spy(text, write=sys.stdout.write):
-    write(text)
-    if text.startswith("Epoch 2/"):
-        signal.raise_signal(signal.SIGINT)
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
 
-sys.stdout.write = spy
-results = main(Config(number_of_epochs=9, verbosity_mode=2))
-print("kept on", len(results))
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            signal.raise_signal(signal.SIGINT)
+
+print("== interrupted")
+results = main(Config(number_of_epochs=9, verbosity_mode=2), [Interrupt(1)])
+print("went on", len(results))
 """
+AGAIN = """
+print("== again")
+before = os.stat("lstm.keras")
+main(Config(number_of_epochs=9, verbosity_mode=2), [Interrupt(0)])
+"""
+SAME = "print('the same file', os.stat('lstm.keras') == before, sorted(os.listdir()))"
 RUN = f"%run {ROOT / 'lstm.py'} --number-of-epochs 3 --max-sequence-length 9\n"
-RUN += "print('run', len(history.history['loss']), model.input_shape)"
+RUN += "print('run', len(history.history['loss']))"
+NEXT = "print('== opened as cells')"
 MISTAKE = "main(Config(batch_size=0))"
 
 
-@pytest.mark.parametrize("form", ["pasted", "cells"])
-def test_notebook(form, environment, monkeypatch, tmp_path):
+def execute(cells, environment, monkeypatch, folder):
+    """Run cells in a kernel and return the text that they print, the pictures that
+    they show, and their errors. They must write nothing else to standard error."""
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    source = SOURCE
-    for old, new in SHORTER.items():
-        assert old in source
-        source = source.replace(old, new)
-    parts = re.split(r"^(?=# %%)", source, flags=re.MULTILINE)
-    assert len(parts) > 5
-    cells = [source, AFTER, READ, RUN]
-    if form == "cells":
-        cells = [*parts, AFTER, READ, INTERRUPT]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    expected = {"tags": ["raises-exception"]}
-    notebook.cells.append(nbformat.v4.new_code_cell(MISTAKE, metadata=expected))
-    client = nbclient.NotebookClient(
-        notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute()
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(
+        notebook, timeout=100, resources=resources, allow_errors=True
+    ).execute()
     outputs = [out for cell in notebook.cells for out in cell.outputs]
-    text = "".join(out.get("text", "") for out in outputs)
     assert not [out for out in outputs if out.get("name") == "stderr"]
-    assert "Test results - Loss: " in text
-    assert "Functional 1 ['accuracy', 'loss']" in text
-    assert "again 2" in text
-    assert "run 3 (None, 9)" in text or form == "cells"
-    assert "(1,)" in text
+    text = "".join(out.get("text", "") for out in outputs)
     pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 1
-    if form == "cells":
-        _, _, text = text.partition("Epoch 2/9")
-        assert "Interrupted" in text and "Epoch 3/9" not in text
-        assert (
-            "Test results - " in text and "(replaced)" in text and "kept on 3" in text
-        )
-    (error,) = (out for out in outputs if out.output_type == "error")
-    assert error.traceback == ["lstm.py: batch_size: 0 is below 1"]
+    return text, pictures, [out for out in outputs if out.output_type == "error"]
+
+
+def test_notebook(environment, monkeypatch, tmp_path):
+    pasted = SOURCE
+    for old, new in SHORTER.items():
+        assert old in pasted
+        pasted = pasted.replace(old, new)
+    opened = re.split(r"^(?=# %%)", pasted, flags=re.MULTILINE)
+    assert len(opened) > 5
+    cells = [pasted, AFTER, READ, RUN, NEXT, *opened, AFTER, INTERRUPT, AGAIN, SAME]
+    text, pictures, errors = execute(
+        [*cells, MISTAKE], environment, monkeypatch, tmp_path
+    )
+    first, second, interrupted, again = re.split("^== .*", text, flags=re.MULTILINE)
+    for part in (first, second):
+        assert "Test results - Loss: " in part
+        assert 'lstm.keras - try: predict(["A wonderful film"], model)\n' in part
+        assert "Functional 1 ['accuracy', 'loss']\n(1,)\n" in part
+    assert "run 3\n" in first and len(pictures) == 1
+    assert "val_loss" in interrupted and "Epoch 2/9" not in interrupted
+    for words in ("Interrupted: ", "Test results - ", "Model kept in ", "went on 3"):
+        assert words in interrupted
+    assert "val_loss" not in again and "Test results" not in again
+    assert again.splitlines()[-1] == "the same file True ['keras', 'lstm.keras']"
+    stopped, mistake = errors
+    assert stopped.ename == "KeyboardInterrupt"
+    (line,) = mistake.traceback
+    assert line.startswith("lstm.py: batch_size: ")
