@@ -58,9 +58,9 @@ def as_user_error(text):
 class Config:
     """Every choice of a run. Raises UserError for a value that cannot work."""
 
-    # Those of the article
+    # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per step, or fewer for 100 steps an epoch
+    batch_size: int = 128  # reviews per step; fewer if an epoch has under 100 steps
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
     max_sequence_length: int = 300  # tokens a review; longer ones are cut (see rarest)
@@ -77,7 +77,7 @@ class Config:
     pooling: str = "last"  # Dense sees the last state; concat: mean and maximum, too
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
-    naive_bayes: float = 0.0  # times log odds of a token's label, added to its vector
+    naive_bayes: float = 0.0  # start each word vector at this times its log ratio
     learning_rate: float = 0.0  # 0 is the optimizer's own
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
@@ -122,7 +122,7 @@ def converted(name, value, kind):
 
 
 PRESETS = {"article": {}}
-# The same words, put to better use; the points of held-out accuracy that each adds.
+# The points of held-out accuracy that are lost without a value; they overlap.
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.5 points
@@ -194,7 +194,7 @@ if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two are slower
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two a step are slower
     gc.set_threshold(100_000)  # 50,000 lists of ids load a second faster
 
 
@@ -203,7 +203,7 @@ if IS_SCRIPT:
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-# Else the outputs of BlockLSTM are mapped and unmapped at each step: half the speed.
+# Without it large results go back to the system at each step, at half the speed.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow writes notes before it reads that level: to nowhere, while it is imported.
@@ -260,7 +260,7 @@ def prepare(reviews, bigrams, config):
 # keeps what matters in its state, Dense turns the state into a probability.
 def build_model(config):
     """Return a keras.Sequential from int32 token ids (batch, max_sequence_length) to
-    float32 probabilities of a positive review (batch, 1). It is yours to change."""
+    float32 probabilities (batch, 1). Yours to change; it begins with an Embedding."""
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     model.add(
@@ -298,13 +298,13 @@ def compile_model(model, config):
     optimizer.apply = apply_sums
     metrics = list(config.additional_metrics)
     model.compile(optimizer, config.loss_function, metrics=metrics)
-    y = np.array([[0.0], [1.0]])  # Keras looks names up late: ask before it loads
+    y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_loss(None, y, y)
     model.compute_metrics(None, y, y)
 
 
 def fit_model(model, x, y, held_out, config, callbacks=()):
-    """Train on token ids x and labels y, and watch `held_out`, a pair of such or None.
+    """Train on token ids x and labels y, and watch `held_out`, a pair of such.
     Ctrl-C after the first epoch ends the training. Returns Keras's History."""
     data, steps = batches(model, x, y, config)
     optimizer = model.optimizer
@@ -331,8 +331,8 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
             steps_per_epoch=steps,
             epochs=config.number_of_epochs,
             shuffle=False,  # `batches` has shuffled
-            validation_data=held_out,
-            validation_batch_size=texts_at_once(config),
+            validation_data=held_out if len(held_out[1]) else None,
+            validation_batch_size=texts_at_once(len(held_out[1]), config),
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -349,13 +349,13 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
 def main(config, callbacks=()):
     """Train, evaluate and keep a model. `callbacks` are more of Keras's. Returns the
     keras.Model of texts (see `with_texts`), Keras's History, and a dict of the test's
-    loss and metrics. Raises UserError before it trains."""
+    loss and metrics. Raises UserError before it trains, or if it cannot save."""
     random_state = random.getstate()
     check_run(config)
     random.seed(config.seed)  # Keras draws the seeds of its layers from here
     model = build_model(config)
     model.build((None, config.max_sequence_length))
-    config = replace(config, masked=model.layers[0].mask_zero)
+    config = replace(config, masked=model.layers[0].mask_zero)  # as it was edited
     check_model(model)
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
@@ -379,11 +379,11 @@ def main(config, callbacks=()):
     use_fast_loop(model)
     text_model = with_texts(model, vocabulary, bigrams, config)  # shares layers
     model.summary()
-    held_out = (x_train[size:], y_train[size:]) if size < len(x_train) else None
+    held_out = x_train[size:], y_train[size:]
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
     results = model.evaluate(
-        x_test, y_test, texts_at_once(config), verbose=0, return_dict=True
+        x_test, y_test, texts_at_once(len(x_test), config), verbose=0, return_dict=True
     )
     evaluated = perf_counter()
 
@@ -418,16 +418,18 @@ def check_run(config):
 
 
 def check_model(model):
-    """Raise ValueError or TypeError for a model that would be wrong without a word."""
+    """Raise ValueError or TypeError for a model that would be silently wrong."""
     last = model.layers[-1].activation
     if last is not keras.activations.sigmoid or model.output_shape != (None, 1):
         raise ValueError("build_model must end in Dense(1, activation='sigmoid')")
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
 
 
-def texts_at_once(config):
-    """How many texts to evaluate at once: of 240,000 tokens, and even for two GPUs."""
-    return max(8, 240_000 // config.max_sequence_length // 8 * 8)
+def texts_at_once(count, config):
+    """How many of `count` texts to evaluate at once: for little memory 240,000 tokens,
+    and a multiple of 8, which Keras can divide between GPUs."""
+    size = min(count, 240_000 // config.max_sequence_length)
+    return max(8, size // 8 * 8)
 
 
 def number_tokens(words, config):
@@ -444,7 +446,7 @@ def batches(model, x, y, config):
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # What reads padding has to see all of it, as it will in `predict`.
+    # Cut only what ignores padding; an option such as go_backwards may read it.
     trimmed = config.masked and not config.lstm_options
     trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
@@ -473,8 +475,9 @@ def drop_words(tokens, config, rng):
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
     kept[:, 0] = True  # if masked, no review is left empty
     tokens = tokens * kept
-    behind = tokens == PADDING  # the gaps go behind the words
-    if not config.masked:
+    if config.masked:
+        behind = tokens == PADDING  # the gaps go behind the words
+    else:
         behind = tokens > PADDING  # the words go behind the gaps
     order = np.argsort(behind, axis=1, kind="stable")
     return np.take_along_axis(tokens, order, axis=1)
@@ -482,7 +485,7 @@ def drop_words(tokens, config, rng):
 
 def sum_rows(gradient):
     """Add up the rows of an embedding's gradient that belong to one token: a product
-    with a sparse matrix of ones, for which TensorFlow takes a third of the time."""
+    with a sparse matrix of ones, for which TensorFlow takes a third of a sum's time."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     tokens = tf.cast(gradient.indices, "int64")
@@ -530,7 +533,7 @@ def add_bigrams(review, bigrams):
 
 def rarest_tokens(review, length):
     """Drop unknown words and, if more than `length` are left, those with the lowest
-    ids, the most frequent (of equals, padding cuts the first). Bigrams have the highest."""
+    ids, the most frequent (padding drops the first of equals). Bigrams have the highest."""
     tokens = np.array(review)
     least = START  # unknown words are below
     if len(tokens) > length:
@@ -544,7 +547,7 @@ def start_at_naive_bayes(model, x, y, config):
     vectors = model.layers[0].embeddings
     seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
-        seen[label, tokens] += 1  # one, however often it occurs
+        seen[label, tokens] += 1  # NumPy adds one, however often a token occurs
     ratio = np.log(seen[1] / seen[0])
     vectors.assign_add(config.naive_bayes * ratio[:, None])
 
@@ -609,14 +612,14 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # the same numbers at every time step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
-    # One half of the batch for each core. (The gradient of a split is one concat, that
-    # of two slices is two paddings and a sum.)
+    # One half of the batch for each of two cores. (The gradient of a split is one
+    # concat, that of two slices is two paddings and a sum.)
     batch = tf.shape(sequences)[0]
     halves = tf.split(sequences, [batch // 2, batch - batch // 2])
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
-        return states[-1], by_review, initial_state  # nobody reads the last of these
+        return states[-1], by_review, initial_state  # Keras expects three; nobody reads
 
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
     right_padded = tf.sequence_mask(lengths, tf.shape(states)[0])
@@ -759,7 +762,8 @@ def predict(texts, model):
     for start in range(0, len(texts), 128):
         rows = order[start : start + 128]
         batch = tf.constant([texts[row] for row in rows])
-        results[rows] = model.predict_on_batch(batch)[: len(rows), 0]
+        answers = model.predict_on_batch(batch)  # several times with several GPUs
+        results[rows] = answers[: len(rows), 0]
     return results
 
 
