@@ -755,9 +755,8 @@ def predict(texts, model):
         if not isinstance(text, str):
             raise UserError(f"texts: item {number} is no text but {text!r:.50}")
     texts = [tidy(text) for text in texts]
-    order = np.argsort(
-        [len(text) for text in texts]
-    )  # a batch is as wide as its widest
+    # By length, as a batch of tokens is as wide as its longest text.
+    order = np.argsort([len(text) for text in texts])
     results = np.zeros(len(texts), "float32")
     for start in range(0, len(texts), 128):
         rows = order[start : start + 128]
