@@ -16,6 +16,7 @@ import contextlib
 import csv
 import functools
 import gc
+import inspect
 import json
 import math
 import os
@@ -28,7 +29,6 @@ import unicodedata
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -37,9 +37,6 @@ import numpy as np
 
 class UserError(Exception):
     """A mistake of the user's: one line that names the field or the file at fault."""
-
-    def _render_traceback_(self):  # IPython shows this in place of a traceback
-        return [f"lstm.py: {self}"]
 
 
 @contextlib.contextmanager
@@ -78,11 +75,11 @@ class Config:
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
     naive_bayes: float = 0.0  # start each word vector at this times its log ratio
-    learning_rate: float = 0.0  # 0 is the optimizer's own
+    learning_rate: float = 0.001  # of the optimizer
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
     lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
-    seed: int = 1  # same seed, same machine, same result
+    seed: int = 42  # same seed, same machine, same result
     force_cpu: bool = False  # hide the GPU
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
@@ -98,8 +95,6 @@ class Config:
             raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
-        if self.patience and not self.validation_split:
-            raise UserError("patience: needs held-out reviews; add validation_split")
         if not self.model_path.endswith(".keras"):
             raise UserError(f"model_path: {self.model_path} must end in .keras")
 
@@ -114,11 +109,11 @@ def converted(name, value, kind):
         if not least <= number < below or kind(number) != number:
             raise ValueError("see --help")
         return kind(number)
-    if name in ("data", "model_path", "plot"):
+    if kind is str:
         return os.fsdecode(value)
     if name == "additional_metrics":
         return (value,) if isinstance(value, str) else tuple(value)
-    return dict(value) if name == "lstm_options" else value
+    return dict(value)  # lstm_options
 
 
 PRESETS = {"article": {}}
@@ -148,8 +143,7 @@ PRESETS["large"] = PRESETS["tuned"] | {
 # %% The command line: every field is a flag, and its comment is the flag's help
 def parse_command_line(arguments):
     """Return the Config that `arguments` ask for, and the texts to predict or None."""
-    with open(SCRIPT, encoding="utf-8") as file:
-        comments = dict(re.findall(r"\n    (\w+): .*  # (.+)", file.read()))
+    comments = dict(re.findall(r"(\w+): .*  # (.+)", inspect.getsource(Config)))
     # Suppressed defaults: only what was given overrides a preset.
     parser = ArgumentParser(allow_abbrev=False, argument_default=SUPPRESS)
     parser.usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
@@ -185,7 +179,6 @@ def name_and_value(option):
     return name, value
 
 
-IN_NOTEBOOK = "ipykernel" in sys.modules
 # In a notebook or a console the command line is not this file's.
 SCRIPT = os.path.abspath(globals().get("__file__", "lstm.py"))
 IS_SCRIPT = __name__ == "__main__" and os.path.abspath(sys.argv[0]) == SCRIPT
@@ -199,9 +192,8 @@ if IS_SCRIPT:
 
 
 # %% The CPU switch, and TensorFlow
-# TensorFlow looks for a GPU when it is imported, so the switch has to come before.
 if config.force_cpu:
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when TensorFlow is imported
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
 # Without it large results go back to the system at each step, at half the speed.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
@@ -226,8 +218,9 @@ SAMPLE = str(Path(SCRIPT).parent / "tests/data/reviews.csv")
 
 
 def load_data(config):
-    """Return object arrays of lists of token ids and int64 labels, to train and to test,
-    the vocabulary, and config (the sample's, if it stands in for IMDB); or UserError."""
+    """Return (reviews, labels) to train on, the same to test with, the vocabulary, and
+    config, another one if the sample stands in for IMDB; raises UserError. Reviews: an
+    object array of lists of token ids. Labels: int64. Vocabulary: words by frequency."""
     if config.data:
         return load_csv(config)
     try:
@@ -240,19 +233,15 @@ def load_data(config):
         ranks = keras.datasets.imdb.get_word_index()
     except Exception as error:  # noqa: BLE001 - Keras raises no narrower one
         return load_sample(config, error)
-    return train, test, number_tokens(sorted(ranks, key=ranks.get), config), config
+    vocabulary = sorted(ranks, key=ranks.get)[: config.num_distinct_words - FIRST_WORD]
+    return train, test, vocabulary, config
 
 
-def prepare(reviews, bigrams, config):
-    """Add bigrams, drop tokens, pad: int32 token ids (reviews, max_sequence_length).
-    The kept model does the same in `choose_tokens`: change both."""
-    length = config.max_sequence_length
-    if bigrams:
-        reviews = [add_bigrams(review, bigrams) for review in reviews]
-    if config.rarest:
-        reviews = [rarest_tokens(review, length) for review in reviews]
-    side = "post" if config.masked else "pre"  # zeros after the text or before it
-    return keras.utils.pad_sequences(reviews, length, padding=side)  # keeps the end
+def prepare(reviews, chooser):
+    """Turn lists of token ids into what the LSTM reads: int32 token ids (reviews,
+    max_sequence_length). chooser: the keras.Model of `choose_tokens`."""
+    pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
+    return answers(chooser, reviews, pad)
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -286,18 +275,16 @@ def build_model(config):
 
 # %% Training
 def compile_model(model, config):
-    """Give the model optimizer, loss and metrics; `fit_model` sets the learning rate."""
-    optimizer = keras.optimizers.get(config.optimizer)
-    apply = optimizer.apply
-
-    def apply_sums(gradients, trainable_variables=None):
-        # A word that a batch holds twice has two gradients, to be added before Adam
-        # squares them. Keras squares each of them, unless they come as one tensor.
-        return apply([sum_rows(each) for each in gradients], trainable_variables)
-
-    optimizer.apply = apply_sums
-    metrics = list(config.additional_metrics)
-    model.compile(optimizer, config.loss_function, metrics=metrics)
+    """Give the model its optimizer, loss and metrics."""
+    settings = {"learning_rate": config.learning_rate}
+    optimizer = {"class_name": config.optimizer, "config": settings}
+    model.compile(
+        optimizer=keras.optimizers.get(optimizer),
+        loss=config.loss_function,
+        metrics=list(config.additional_metrics),
+        # Eight steps in one go are faster; with several GPUs Keras takes one.
+        steps_per_execution=1 if tf.distribute.has_strategy() else 8,
+    )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_loss(None, y, y)
     model.compute_metrics(None, y, y)
@@ -307,24 +294,22 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
     """Train on token ids x and labels y, and watch `held_out`, a pair of such.
     Ctrl-C after the first epoch ends the training. Returns Keras's History."""
     data, steps = batches(model, x, y, config)
-    optimizer = model.optimizer
-    if config.learning_rate:
-        optimizer.learning_rate = config.learning_rate
     if config.cosine_decay:  # Loshchilov and Hutter 2017
-        rate = float(ops.convert_to_numpy(optimizer.learning_rate))
-        decay = keras.optimizers.schedules.CosineDecay
-        optimizer.learning_rate = decay(rate, steps * config.number_of_epochs)
-    optimizer.build(model.trainable_variables)  # else the step is compiled twice
-    if not tf.distribute.has_strategy():
-        model.steps_per_execution = 8  # steps in one go
+        model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
+            config.learning_rate, steps * config.number_of_epochs
+        )
+    model.optimizer.build(model.trainable_variables)  # else it compiles twice
     verbose = config.verbosity_mode
-    if verbose == 1 and not (IN_NOTEBOOK or os.isatty(1)):
-        verbose = 2  # a bar is for a screen, a file or a pipe gets lines
+    if verbose == 1 and not (os.isatty(1) or "ipykernel" in sys.modules):
+        verbose = 2  # a bar is for a screen or a notebook, a file or a pipe gets lines
     history = keras.callbacks.History()
     callbacks = [history, keras.callbacks.TerminateOnNaN(), *callbacks]
     if config.patience:
-        best = {"patience": config.patience, "restore_best_weights": True}
-        callbacks.append(keras.callbacks.EarlyStopping(**best))
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                patience=config.patience, restore_best_weights=True
+            )
+        )
     try:
         model.fit(
             data,
@@ -332,7 +317,7 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
             epochs=config.number_of_epochs,
             shuffle=False,  # `batches` has shuffled
             validation_data=held_out if len(held_out[1]) else None,
-            validation_batch_size=texts_at_once(len(held_out[1]), config),
+            validation_batch_size=texts_at_once(config),
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -347,55 +332,43 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
 
 # %% The run, from the reviews to the result
 def main(config, callbacks=()):
-    """Train, evaluate and keep a model. `callbacks` are more of Keras's. Returns the
-    keras.Model of texts (see `with_texts`), Keras's History, and a dict of the test's
-    loss and metrics. Raises UserError before it trains, or if it cannot save."""
-    random_state = random.getstate()
+    """Train, evaluate and keep a model; `callbacks` go to Keras. Returns a keras.Model
+    of texts (see `with_texts`), a History, and the test's loss and metrics, a dict.
+    Raises UserError before it trains, or if it cannot save."""
     check_run(config)
-    random.seed(config.seed)  # Keras draws the seeds of its layers from here
-    model = build_model(config)
-    model.build((None, config.max_sequence_length))
-    config = replace(config, masked=model.layers[0].mask_zero)  # as it was edited
-    check_model(model)
+    with seeded(config.seed):
+        model = build_model(config)
+        model.build((None, config.max_sequence_length))
+        check_model(model)
+    # A mask that was typed into build_model counts as much as one of the configuration.
+    config = replace(config, masked=model.layers[0].mask_zero)
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
-    random.setstate(random_state)  # what others draw goes on as if nothing had been
 
     start = perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
-    print(x_train.shape)
-    print(x_test.shape)
+    print(x_train.shape, x_test.shape, sep="\n")
     size = max(1, int(len(x_train) * (1 - config.validation_split)))
-    bigrams = {}
-    if config.num_bigrams:
-        bigrams = choose_bigrams(x_train[:size], y_train[:size], vocabulary, config)
-    x_train = prepare(x_train, bigrams, config)
-    x_test = prepare(x_test, bigrams, config)
+    bigrams = choose_bigrams(x_train[:size], y_train[:size], config)
+    chooser = choose_tokens(bigrams, config)
+    x_train = prepare(x_train, chooser)
+    x_test = prepare(x_test, chooser)
     x, y = x_train[:size], y_train[:size]
+    held_out = x_train[size:], y_train[size:]
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
 
     use_fast_loop(model)
-    text_model = with_texts(model, vocabulary, bigrams, config)  # shares layers
+    text_model = with_texts(model, vocabulary, chooser)  # of the same layers
     model.summary()
-    held_out = x_train[size:], y_train[size:]
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
     results = model.evaluate(
-        x_test, y_test, texts_at_once(len(x_test), config), verbose=0, return_dict=True
+        x_test, y_test, texts_at_once(config), verbose=0, return_dict=True
     )
-    evaluated = perf_counter()
-
-    line = f"Test results - Loss: {results['loss']:.4f}"
-    for name, value in results.items():
-        if name != "loss":
-            style = ".2%" if "accuracy" in name else ".4f"
-            line += f" - {name.capitalize()}: {value:{style}}"
-    print(line)
-    device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    line = f"Time - load: {loaded - start:.1f}s - fit: {fitted - loaded:.1f}s"
-    print(f"{line} - evaluate: {evaluated - fitted:.1f}s - on {device}")
+    times = loaded - start, fitted - loaded, perf_counter() - fitted
+    print_results(results, times)
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
     save(text_model, results, config.model_path)
@@ -410,7 +383,7 @@ def check_run(config):
         raise UserError(f"model_path: {path} is a folder")
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=Path(path).parent).close()
-    with as_user_error("lstm_options"):
+    with as_user_error("lstm_options"), seeded(config.seed):
         layers.LSTM(1, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
@@ -425,23 +398,53 @@ def check_model(model):
     keras.Sequential.from_config(model.get_config())  # what is kept must load again
 
 
-def texts_at_once(count, config):
-    """How many of `count` texts to evaluate at once: for little memory 240,000 tokens,
-    and a multiple of 8, which Keras can divide between GPUs."""
-    size = min(count, 240_000 // config.max_sequence_length)
-    return max(8, size // 8 * 8)
+@contextlib.contextmanager
+def seeded(seed):
+    """Seed `random`, from which Keras draws its layers' seeds; put its state back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
-def number_tokens(words, config):
-    """Return the vocabulary, a dict from token to id, of words by falling frequency."""
-    tokens = ["", "[UNK]", "[START]", *words][: config.num_distinct_words]
-    return {token: number for number, token in enumerate(tokens)}
+def print_results(results, times):
+    """Print loss and metrics, and the seconds that load, fit and evaluate took."""
+    line = f"Test results - Loss: {results['loss']:.4f}"
+    for name, value in results.items():
+        if name != "loss":
+            style = ".2%" if "accuracy" in name else ".4f"
+            line += f" - {name.capitalize()}: {value:{style}}"
+    print(line)
+    load, fit, evaluate = times
+    device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    line = f"Time - load: {load:.1f}s - fit: {fit:.1f}s - evaluate: {evaluate:.1f}s"
+    print(f"{line} - on {device}")
+
+
+def texts_at_once(config):
+    """How many texts to evaluate at once: as many as hold 240,000 tokens, but a multiple
+    of 8, which several GPUs can share."""
+    return max(8, 240_000 // config.max_sequence_length // 8 * 8)
+
+
+def answers(model, items, to_batch):
+    """Return what a keras.Model says of each item. It is asked 128 at a time, from the
+    shortest to the longest, as a batch is as wide as its longest item."""
+    results = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
+    order = np.argsort([len(item) for item in items])
+    for start in range(0, len(items), 128):
+        rows = order[start : start + 128]
+        batch = to_batch(items[rows])
+        # With several GPUs Keras repeats the answers, one time for each.
+        results[rows] = model.predict_on_batch(batch)[: len(rows)]
+    return results
 
 
 def batches(model, x, y, config):
-    """Return an endless tf.data.Dataset of batches of token ids and labels to train on,
-    and the steps of an epoch. Masked reviews of like length share a batch (length
-    bucketing), cut to the longest. An epoch leaves a few out, to have full batches."""
+    """Return an endless tf.data.Dataset of full batches of token ids and labels, and the
+    steps of an epoch. Masked, reviews of like length share a batch (length bucketing)."""
     size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps an epoch
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
@@ -475,70 +478,30 @@ def drop_words(tokens, config, rng):
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
     kept[:, 0] = True  # if masked, no review is left empty
     tokens = tokens * kept
-    if config.masked:
-        behind = tokens == PADDING  # the gaps go behind the words
-    else:
-        behind = tokens > PADDING  # the words go behind the gaps
-    order = np.argsort(behind, axis=1, kind="stable")
-    return np.take_along_axis(tokens, order, axis=1)
-
-
-def sum_rows(gradient):
-    """Add up the rows of an embedding's gradient that belong to one token: a product
-    with a sparse matrix of ones, for which TensorFlow takes a third of a sum's time."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    tokens = tf.cast(gradient.indices, "int64")
-    rows = tf.size(tokens, "int64")
-    return tf.raw_ops.SparseTensorDenseMatMul(
-        a_indices=tf.stack([tokens, tf.range(rows)], 1),
-        a_values=tf.ones([rows]),
-        a_shape=tf.stack([tf.cast(gradient.dense_shape[0], "int64"), rows]),
-        b=gradient.values,
-    )
+    if config.masked:  # the gaps go behind the words
+        order = np.argsort(tokens == PADDING, axis=1, kind="stable")
+        tokens = np.take_along_axis(tokens, order, axis=1)
+    return tokens
 
 
 # %% Bigrams, naive Bayes and concat pooling
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
-def choose_bigrams(reviews, labels, vocabulary, config):
-    """Return a dict from a pair of ids to a new id: the num_bigrams whose share of
-    positive reviews is furthest from chance, in about standard deviations."""
-    tokens = np.concatenate(reviews).astype(np.int64)
+def choose_bigrams(reviews, labels, config):
+    """Return the num_bigrams pairs of neighbours whose share of positive reviews is
+    furthest from chance, in about standard deviations: int64, first * 2**32 + second."""
+    if not config.num_bigrams:
+        return []
+    tokens = np.concatenate(reviews)
     lengths = [len(review) for review in reviews]
     positive = np.repeat(labels, lengths)[1:]  # of the pair's second word
     first, second = tokens[:-1], tokens[1:]
     known = np.minimum(first, second) >= FIRST_WORD  # START parts the reviews
-    codes = first[known] * 2**32 + second[known]  # a pair of ids as one number
-    codes, places, seen = np.unique(codes, return_inverse=True, return_counts=True)
+    pairs = (first * 2**32 + second)[known]
+    pairs, places, seen = np.unique(pairs, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[known]) - seen * labels.mean()
     order = np.argsort(-np.abs(surprise) / np.sqrt(seen + 1), kind="stable")
-    bigrams = {}
-    for code in codes[order[: config.num_bigrams]].tolist():
-        pair = divmod(code, 2**32)
-        bigrams[pair] = len(vocabulary) + len(bigrams)
-    return bigrams
-
-
-def add_bigrams(review, bigrams):
-    """Put each bigram between its two words: a list of token ids, longer than before.
-    bigrams: a dict from a pair of ids to an id."""
-    tokens = []
-    for pair in pairwise(review):
-        tokens.append(pair[0])
-        if pair in bigrams:
-            tokens.append(bigrams[pair])
-    return tokens + review[-1:]
-
-
-def rarest_tokens(review, length):
-    """Drop unknown words and, if more than `length` are left, those with the lowest
-    ids, the most frequent (padding drops the first of equals). Bigrams have the highest."""
-    tokens = np.array(review)
-    least = START  # unknown words are below
-    if len(tokens) > length:
-        least = max(least, np.partition(tokens, -length)[-length])
-    return tokens[tokens >= least]
+    return pairs[order[: config.num_bigrams]]
 
 
 def start_at_naive_bayes(model, x, y, config):
@@ -581,10 +544,8 @@ def use_fast_loop(model):
     if tf.config.list_logical_devices("GPU"):
         return
     for layer in model.layers:
-        lstms = [layer]
-        if isinstance(layer, layers.Bidirectional):
-            lstms = [layer.forward_layer, layer.backward_layer]
-        for lstm in lstms:
+        for way in ("forward_layer", "backward_layer"):  # of a Bidirectional
+            lstm = getattr(layer, way, layer)
             if type(lstm) is layers.LSTM and is_plain(lstm):
                 lstm.inner_loop = functools.partial(fast_loop, lstm)
 
@@ -595,8 +556,7 @@ def is_plain(lstm):
         lstm.activation is keras.activations.tanh
         and lstm.recurrent_activation is keras.activations.sigmoid
         and lstm.use_bias
-        and not lstm.recurrent_dropout
-        and not (lstm.stateful or lstm.return_state)
+        and not (lstm.recurrent_dropout or lstm.stateful or lstm.return_state)
         and lstm.compute_dtype == "float32"
         and lstm.count_params() < 40_000  # measured: Keras wins above
     )
@@ -612,15 +572,13 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # the same numbers at every time step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
-    # One half of the batch for each of two cores. (The gradient of a split is one
-    # concat, that of two slices is two paddings and a sum.)
+    # One half of the batch for each of two cores.
     batch = tf.shape(sequences)[0]
     halves = tf.split(sequences, [batch // 2, batch - batch // 2])
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
         return states[-1], by_review, initial_state  # Keras expects three; nobody reads
-
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
     right_padded = tf.sequence_mask(lengths, tf.shape(states)[0])
     tf.debugging.assert_equal(mask, right_padded, "the mask must be right-padded")
@@ -656,20 +614,47 @@ def lstm_states(cell, x):
     ).h
 
 
-# %% The model of texts
-def with_texts(model, vocabulary, bigrams, config):
+# %% From words to tokens, and the model of texts
+def choose_tokens(bigrams, config):
+    """Return a keras.Model, a part of the kept one, from all token ids of texts, int64
+    (batch, any) with zeros behind, to those that the LSTM reads: int32 (batch, length)."""
+    length = config.max_sequence_length
+    words = keras.Input((None,), dtype="int64")
+    x = words
+    if len(bigrams):  # a bigram follows its first word
+        second = ops.pad(words[:, 1:], [(0, 0), (0, 1)])
+        number = layers.IntegerLookup(vocabulary=bigrams)  # from 1; 0 is unknown
+        x = number(words * 2**32 + second)
+        x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)
+        x = layers.Reshape((-1,))(ops.stack([words, x], 2))
+    x = ops.pad(x, [(0, 0), (length, 0)])  # for a short text
+    if config.rarest:  # frequent words have low ids; unknown ones are below START
+        least = ops.sort(x, 1)[:, -length][:, None]
+        x = ops.where(x >= ops.maximum(least, START), x, PADDING)
+    x = move_behind(x, x > PADDING)[:, -length:]
+    if config.masked:
+        x = move_behind(x, x <= PADDING)
+    x = ops.reshape(ops.cast(x, "int32"), (-1, length))  # now Keras knows the length
+    return keras.Model(words, x, name="choose_tokens")
+
+
+def move_behind(tokens, chosen):
+    """Bring the chosen tokens behind the others; both keep their order."""
+    order = ops.argsort(chosen, 1)  # stable in TensorFlow
+    return ops.take_along_axis(tokens, order, 1)
+
+
+def with_texts(model, vocabulary, chooser):
     """Return a keras.Model of the same layers that takes texts, str (batch,). It is
     made of Keras's own parts, so that it loads without this file."""
-    tokens = list(vocabulary)  # by id
-    tokens += [f"{tokens[first]} {tokens[second]}" for first, second in bigrams]
     lookup = layers.TextVectorization(
         standardize="lower",
-        ngrams=2 if bigrams else None,
-        vocabulary=tokens[2:],  # the layer adds "" and "[UNK]" itself
+        vocabulary=["[START]", *vocabulary],  # behind its own "" and "[UNK]"
         name="vocabulary",
     )
     texts = keras.Input((), dtype="string")
-    x = choose_tokens(lookup(texts), bigrams, config)
+    x = ops.pad(lookup(texts), [(0, 0), (1, 0)], constant_values=START)
+    x = chooser(x)
     for layer in model.layers:
         if isinstance(layer, ConcatPooling):  # ours: kept as Keras's operations
             x = layer.call(x, getattr(x, "_keras_mask", None))
@@ -678,54 +663,13 @@ def with_texts(model, vocabulary, bigrams, config):
     return keras.Model(texts, x)
 
 
-def choose_tokens(tokens, bigrams, config):
-    """Do in Keras what `prepare` does: from the token ids of TextVectorization, int
-    (batch, any), to int32 (batch, max_sequence_length)."""
-    length = config.max_sequence_length
-    if bigrams:
-        tokens = bigrams_between_words(tokens)
-    tokens = ops.pad(tokens, [(0, 0), (1, 0)], constant_values=START)
-    tokens = ops.pad(tokens, [(0, 0), (length, 0)])  # for a short text
-    if config.rarest:
-        highest, _ = ops.top_k(tokens, length)
-        least = ops.maximum(highest[:, -1:], START)  # unknown words are below
-        tokens = ops.where(tokens >= least, tokens, PADDING)
-    tokens = move_behind(tokens, tokens > PADDING)[:, -length:]
-    if config.masked:
-        tokens = move_behind(tokens, tokens <= PADDING)
-    return ops.reshape(ops.cast(tokens, "int32"), (-1, length))  # now Keras knows it
-
-
-def bigrams_between_words(tokens):
-    """Bring words and then bigrams, a b c ab bc, into the order a ab b bc c; unknown
-    bigrams become blank. Of n words there are n - 1 bigrams."""
-    column = ops.cumsum(ops.ones_like(tokens), 1) - 1
-    num_words = (ops.count_nonzero(tokens, 1)[:, None] + 1) // 2
-    is_word = column < num_words
-    known = ops.logical_or(is_word, tokens > OUT_OF_VOCABULARY)
-    tokens = ops.where(known, tokens, PADDING)
-    place = ops.where(is_word, 2 * column, 2 * (column - num_words) + 1)
-    return ops.take_along_axis(tokens, ops.argsort(place, 1), 1)
-
-
-def move_behind(tokens, chosen):
-    """Bring the chosen tokens, bool (batch, time), behind the others, each in their
-    order: TensorFlow's argsort leaves equals as they are."""
-    return ops.take_along_axis(tokens, ops.argsort(chosen, 1), 1)
-
-
 # %% After training: save the model, use it, look at it
 def save(model, results, path):
-    """Write the model, whole or not at all, and say how to use it. Raises UserError or
-    OSError."""
+    """Write the model, whole or not at all, and say how to use it."""
     if not np.isfinite(results["loss"]):
         raise UserError("loss: not finite, nothing is kept; lower learning_rate")
     unplaced = f"{path.removesuffix('.keras')}-{os.getpid()}.keras"
-    try:
-        model.save(unplaced)
-    except BaseException:  # a full disk, or Ctrl-C
-        Path(unplaced).unlink(missing_ok=True)
-        raise
+    model.save(unplaced)
     os.replace(unplaced, path)  # if that fails, the error names both files
     hint = 'predict(["A wonderful film"], model)'
     if IS_SCRIPT:
@@ -750,22 +694,12 @@ def predict(texts, model):
     """Return the probability that each of `texts` is positive: float32 (texts,).
     texts: a str, a list of them, or a Series or DataFrame of them; UserError if not.
     model: as `main` returns it, or as `load` or keras.saving.load_model reads it."""
-    texts = np.asarray(texts, object).ravel()
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"texts: item {number} is no text but {text!r:.50}")
-    texts = [tidy(text) for text in texts]
-    # By length, as a batch of tokens is as wide as its longest text.
-    order = np.argsort([len(text) for text in texts])
-    results = np.zeros(len(texts), "float32")
-    for start in range(0, len(texts), 128):
-        rows = order[start : start + 128]
-        batch = tf.constant([texts[row] for row in rows])
-        answers = model.predict_on_batch(batch)  # several times with several GPUs
-        results[rows] = answers[: len(rows), 0]
-    return results
+    with as_user_error("texts"):
+        texts = [tidy(text) for text in np.asarray(texts, object).ravel()]
+    return answers(model, np.array(texts, object), tf.constant)[:, 0]
 
 
+@functools.lru_cache(1000)  # `classify` asks twice
 def tidy(text):
     """Write a text as the IMDB reviews are: lower case, no signs but ' in a word."""
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
@@ -787,8 +721,7 @@ def classify(texts, config):
             line = f"{start} - {label} - {probability:.4f}"
             if known.isdisjoint(tidy(text).split()):
                 line += " - no known word"
-            print(line)
-        sys.stdout.flush()
+            print(line, flush=True)
         if config.plot and number == 0:
             with as_user_error("plot: needs matplotlib, and a name that ends in .png"):
                 plot_reading(group[0], model, config.plot)
@@ -831,7 +764,6 @@ def plot_reading(text, model, path=""):
             axis.text(n, -0.03, f"{change:+.2f}", color="red", rotation=90, va="top")
     if path:
         figure.savefig(path, dpi=150, bbox_inches="tight")
-        pyplot.close(figure)
 
 
 # %% Your own reviews
@@ -855,49 +787,43 @@ def load_csv(config):
     train is for the test; without splits, a fifth by chance."""
     path = config.data
     with as_user_error(f"data: {path}: no CSV file in UTF-8 with texts and labels"):
-        rows = np.array(read_csv(path), object).reshape(-1, 3)
-    texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
-    labels = labels.astype(int)
+        rows = np.array(read_csv(path), object)
+        texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
     is_test = splits != "train"
     if not any(splits):
         is_test = np.arange(len(rows)) % 5 == 0
-    for part in (is_test, ~is_test):
+    counts = Counter(" ".join(texts[~is_test]).split())
+    most_common = counts.most_common(config.num_distinct_words - FIRST_WORD)
+    vocabulary = [word for word, _ in most_common]
+    lookup = layers.TextVectorization(
+        standardize=None, ragged=True, vocabulary=["[START]", *vocabulary]
+    )
+    parts = []
+    for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
             raise UserError(f"data: {path}: train and test need both labels each")
-    counts = Counter()
-    for text in texts[~is_test]:
-        counts.update(text.split())
-    vocabulary = number_tokens([word for word, _ in counts.most_common()], config)
-    reviews = np.empty(len(rows), object)
-    for row, text in enumerate(texts):
-        ids = [vocabulary.get(word, OUT_OF_VOCABULARY) for word in text.split()]
-        reviews[row] = [START, *ids]
-    train = reviews[~is_test], labels[~is_test]
-    test = reviews[is_test], labels[is_test]
-    return train, test, vocabulary, config
+        reviews = lookup("[START] " + texts[part]).numpy()
+        parts.append((reviews, labels[part].astype(int)))
+    return *parts, vocabulary, config
 
 
 def read_csv(path):
-    """Return the rows of a CSV file as lists of a tidied text, a label, 0 or 1, and a
-    split, "" for none. Columns: text or review, label or sentiment, and split."""
+    """Return the rows of a CSV file as lists of a tidied text, whether it is positive,
+    and its split or "". Columns: text or review, label or sentiment, and split."""
     table = []
     with open(path, encoding="utf-8-sig", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        names = [name.strip().lower() for name in rows.fieldnames or []]
-        rows.fieldnames = names
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames]
         for row in rows:
             text = row.get("text", row.get("review"))
-            label = row.get("label", row.get("sentiment"))
-            if None in (text, label, *row, *row.values()):
-                raise ValueError(f"line {rows.line_num}: needs text, label, {names}")
-            label = label.strip().lower()
-            if label not in NEGATIVE + POSITIVE:
-                raise ValueError(f"line {rows.line_num}: what is label {label!r}?")
-            split = row.get("split", "").strip().lower()
-            table.append([tidy(text), label in POSITIVE, split])
+            label = str(row.get("label", row.get("sentiment"))).strip().lower()
+            if text is None or label not in NEGATIVE + POSITIVE or None in row:
+                raise ValueError(f"line {rows.line_num}: {label=}, columns {[*row]}")
+            split = row.get("split") or ""
+            table.append([tidy(text), label in POSITIVE, split.strip().lower()])
     return table
 
 

@@ -74,9 +74,18 @@ def tiny(preset="article", **fields):
     return lstm.Config(**lstm.PRESETS[preset] | small | fields)
 
 
-def vocabulary_of(*words):
-    """A dict from token to id: three special tokens, then these words."""
-    return {token: n for n, token in enumerate(["", "[UNK]", "[START]", *words])}
+def as_number(first, second):
+    """The number of a bigram of two ids."""
+    return first * 2**32 + second
+
+
+def prepared(reviews, bigrams, config):
+    """The token ids that the LSTM reads of reviews, lists of token ids."""
+    import lstm
+
+    array = np.empty(len(reviews), object)
+    array[:] = reviews
+    return lstm.prepare(array, lstm.choose_tokens(bigrams, config))
 
 
 def random_model(*arguments, words=WORDS, **fields):
@@ -88,10 +97,10 @@ def random_model(*arguments, words=WORDS, **fields):
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     size = config.num_distinct_words
-    vocabulary = vocabulary_of(*words[: size - 3])
     pairs = pairwise(range(3, size))  # word1 word2, word2 word3, and so on
-    bigrams = dict(zip(pairs, range(size, size + config.num_bigrams)))
-    return model, lstm.with_texts(model, vocabulary, bigrams, config), config
+    bigrams = [as_number(*pair) for pair in pairs][: config.num_bigrams]
+    chooser = lstm.choose_tokens(bigrams, config)
+    return model, lstm.with_texts(model, words[: size - 3], chooser), config
 
 
 @pytest.fixture(scope="session", params=["article", "tuned"])

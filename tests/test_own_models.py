@@ -78,7 +78,7 @@ def test_edited_model_is_trained_and_kept(name, preset, given, monkeypatch, tmp_
     assert len(history.history["loss"]) == 1 and np.isfinite(results["loss"])
     # The test reviews as texts: the kept model has the very weights of the trained.
     _, (x, y), vocabulary, _ = lstm.load_data(tiny())
-    words = [*vocabulary]
+    words = ["", "[UNK]", "[START]", *vocabulary]
     texts = [*TEXTS, *(" ".join(words[t] for t in review[1:]) for review in x)]
     expected = lstm.predict(texts, model)
     assert np.ptp(expected[:4]) > 1e-6  # they differ from text to text
