@@ -29,7 +29,6 @@ import unicodedata
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -57,10 +56,10 @@ class Config:
 
     # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per step; fewer if an epoch has under 100 steps
+    batch_size: int = 128  # reviews per step; fewer where 100 steps need more
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
-    max_sequence_length: int = 300  # tokens a review; longer ones are cut (see rarest)
+    max_sequence_length: int = 300  # tokens read of a review: the last, or see rarest
     num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
@@ -71,10 +70,10 @@ class Config:
     masked: bool = False  # pad after the text, skip the padding, batch by length
     rarest: bool = False  # drop unknown words; a long review keeps its rarest words
     num_bigrams: int = 0  # how many word pairs, such as "not good", become tokens
-    pooling: str = "last"  # Dense sees the last state; concat: mean and maximum, too
+    pooling: str = "last"  # Dense sees the last state; concat adds mean and maximum
     word_dropout: float = 0.0  # share of the words left out in training
     dropout: float = 0.0  # share of the word vectors' numbers set to 0 in training
-    naive_bayes: float = 0.0  # start each word vector at this times its log ratio
+    naive_bayes: float = 0.0  # add this times naive Bayes's log ratio to a word vector
     learning_rate: float = 0.001  # of the optimizer
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
@@ -91,8 +90,6 @@ class Config:
             with as_user_error(f"{f.name}: cannot be {value!r:.50}"):
                 value = converted(f.name, value, type(f.default))
             object.__setattr__(self, f.name, value)  # past the dataclass's freeze
-        if self.num_distinct_words < 4:
-            raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         if not self.model_path.endswith(".keras"):
@@ -105,9 +102,9 @@ def converted(name, value, kind):
         number = float(value)
         may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
         least = 1 if kind is int and not may_be_0 else 0
-        below = 1 if kind is float and name != "learning_rate" else math.inf
+        below = 1 if kind is float and name != "learning_rate" else math.inf  # shares
         if not least <= number < below or kind(number) != number:
-            raise ValueError("see --help")
+            raise ValueError("out of range, or not whole")
         return kind(number)
     if kind is str:
         return os.fsdecode(value)
@@ -117,7 +114,7 @@ def converted(name, value, kind):
 
 
 PRESETS = {"article": {}}
-# The points of held-out accuracy that are lost without a value; they overlap.
+# Held-out accuracy, in points, that is lost without each value; they overlap.
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.5 points
@@ -148,16 +145,15 @@ def parse_command_line(arguments):
     parser = ArgumentParser(allow_abbrev=False, argument_default=SUPPRESS)
     parser.usage = "python lstm.py [--FLAG VALUE ...] [--predict TEXT ...]"
     for f in fields(Config):
-        flags = sorted({f"--{f.name}", f"--{f.name.replace('_', '-')}"})  # both ways
+        flags = sorted({f"--{f.name}", f"--{f.name.replace('_', '-')}"})  # with _ or -
         help_text = f"{comments.get(f.name)} ({getattr(Config(), f.name)})"
+        how = {"metavar": "VALUE"}  # a text, or a number for Config to read
         if type(f.default) is bool:
             how = {"action": BooleanOptionalAction}
         elif f.name == "lstm_options":
             how = {"nargs": "*", "type": name_and_value, "metavar": "NAME=VALUE"}
         elif f.name == "additional_metrics":
             how = {"nargs": "*", "metavar": "NAME"}
-        else:  # a text, or a number for Config to read
-            how = {"metavar": "VALUE"}
         parser.add_argument(*flags, help=help_text.replace("%", "%%"), **how)
     parser.add_argument("--preset", choices=PRESETS, help="where to start (article)")
     help_text = "texts to classify with the kept model; - for lines of standard input"
@@ -182,12 +178,12 @@ def name_and_value(option):
 # In a notebook or a console the command line is not this file's.
 SCRIPT = os.path.abspath(globals().get("__file__", "lstm.py"))
 IS_SCRIPT = __name__ == "__main__" and os.path.abspath(sys.argv[0]) == SCRIPT
-config, texts = Config(), None  # texts to classify; None is to train
+config, texts = Config(), None  # no texts to classify: train
 if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two a step are slower
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # more are slower
     gc.set_threshold(100_000)  # 50,000 lists of ids load a second faster
 
 
@@ -195,10 +191,10 @@ if IS_SCRIPT:
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when TensorFlow is imported
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-# Without it large results go back to the system at each step, at half the speed.
+# Keep freed memory: to give it back to the system at each step halves the speed.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow writes notes before it reads that level: to nowhere, while it is imported.
+# TensorFlow prints notes before it reads that level; hide them while importing.
 saved_stderr = os.dup(2)
 if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3":
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -214,13 +210,13 @@ tf.get_logger().setLevel("ERROR")  # no warning of retracing at a third model
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of token ids: three are special, then come the words by frequency.
 PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
-SAMPLE = str(Path(SCRIPT).parent / "tests/data/reviews.csv")
+SAMPLE = os.path.join(os.path.dirname(SCRIPT), "tests/data/reviews.csv")
 
 
 def load_data(config):
     """Return (reviews, labels) to train on, the same to test with, the vocabulary, and
-    config, another one if the sample stands in for IMDB; raises UserError. Reviews: an
-    object array of lists of token ids. Labels: int64. Vocabulary: words by frequency."""
+    config, changed if IMDB cannot be had; raises UserError. Reviews: an object array of
+    lists of token ids. Labels: int64. Vocabulary: words, the most frequent first."""
     if config.data:
         return load_csv(config)
     try:
@@ -238,10 +234,9 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Turn lists of token ids into what the LSTM reads: int32 token ids (reviews,
-    max_sequence_length). chooser: the keras.Model of `choose_tokens`."""
+    """Let `choose_tokens` pick what the LSTM reads: int32 (reviews, length)."""
     pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
-    return answers(chooser, reviews, pad)
+    return in_batches(chooser, reviews, pad)
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -276,14 +271,13 @@ def build_model(config):
 # %% Training
 def compile_model(model, config):
     """Give the model its optimizer, loss and metrics."""
-    settings = {"learning_rate": config.learning_rate}
-    optimizer = {"class_name": config.optimizer, "config": settings}
+    optimizer = keras.optimizers.get(config.optimizer)
+    optimizer.learning_rate = config.learning_rate
     model.compile(
-        optimizer=keras.optimizers.get(optimizer),
+        optimizer=optimizer,
         loss=config.loss_function,
         metrics=list(config.additional_metrics),
-        # Eight steps in one go are faster; with several GPUs Keras takes one.
-        steps_per_execution=1 if tf.distribute.has_strategy() else 8,
+        steps_per_execution=1 if tf.distribute.has_strategy() else 8,  # 8 are faster
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_loss(None, y, y)
@@ -291,25 +285,22 @@ def compile_model(model, config):
 
 
 def fit_model(model, x, y, held_out, config, callbacks=()):
-    """Train on token ids x and labels y, and watch `held_out`, a pair of such.
-    Ctrl-C after the first epoch ends the training. Returns Keras's History."""
+    """Train on token ids x and labels y, held_out is such a pair; returns a History."""
     data, steps = batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
         model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
             config.learning_rate, steps * config.number_of_epochs
         )
-    model.optimizer.build(model.trainable_variables)  # else it compiles twice
     verbose = config.verbosity_mode
     if verbose == 1 and not (os.isatty(1) or "ipykernel" in sys.modules):
-        verbose = 2  # a bar is for a screen or a notebook, a file or a pipe gets lines
+        verbose = 2  # a bar is for a screen or a notebook; pipes get lines
     history = keras.callbacks.History()
     callbacks = [history, keras.callbacks.TerminateOnNaN(), *callbacks]
     if config.patience:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(
-                patience=config.patience, restore_best_weights=True
-            )
+        stopping = keras.callbacks.EarlyStopping(
+            patience=config.patience, restore_best_weights=True
         )
+        callbacks.append(stopping)
     try:
         model.fit(
             data,
@@ -333,18 +324,15 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
 # %% The run, from the reviews to the result
 def main(config, callbacks=()):
     """Train, evaluate and keep a model; `callbacks` go to Keras. Returns a keras.Model
-    of texts (see `with_texts`), a History, and the test's loss and metrics, a dict.
-    Raises UserError before it trains, or if it cannot save."""
+    of texts, Keras's History, and a dict of the test's results. Raises UserError."""
     check_run(config)
     with seeded(config.seed):
         model = build_model(config)
         model.build((None, config.max_sequence_length))
         check_model(model)
-    # A mask that was typed into build_model counts as much as one of the configuration.
-    config = replace(config, masked=model.layers[0].mask_zero)
+    config = replace(config, masked=model.layers[0].mask_zero)  # build_model may differ
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
-
     start = perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
     print(x_train.shape, x_test.shape, sep="\n")
@@ -358,31 +346,28 @@ def main(config, callbacks=()):
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
-
     use_fast_loop(model)
-    text_model = with_texts(model, vocabulary, chooser)  # of the same layers
+    text_model = with_texts(model, vocabulary, chooser)  # shares the layers to train
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
-    results = model.evaluate(
-        x_test, y_test, texts_at_once(config), verbose=0, return_dict=True
-    )
-    times = loaded - start, fitted - loaded, perf_counter() - fitted
-    print_results(results, times)
+    at_once = texts_at_once(config)
+    results = model.evaluate(x_test, y_test, at_once, verbose=0, return_dict=True)
+    print_results(results, loaded - start, fitted - loaded, perf_counter() - fitted)
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
     save(text_model, results, config.model_path)
     return text_model, history, results
 
 
-# %% The story ends here. Helpers: what the cells above call, to be read when wanted
+# %% Helpers: what the cells above call, to be read when wanted
 def check_run(config):
     """Raise UserError for what would otherwise fail late, perhaps after training."""
     path = config.model_path
     if os.path.isdir(path):
         raise UserError(f"model_path: {path} is a folder")
     with as_user_error(f"model_path: {path} cannot be written"):
-        tempfile.TemporaryFile(dir=Path(path).parent).close()
+        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
     with as_user_error("lstm_options"), seeded(config.seed):
         layers.LSTM(1, **config.lstm_options)
     if config.force_cpu:
@@ -409,47 +394,44 @@ def seeded(seed):
         random.setstate(state)
 
 
-def print_results(results, times):
-    """Print loss and metrics, and the seconds that load, fit and evaluate took."""
+def print_results(results, load, fit, evaluate):
+    """Print the test's loss and metrics, and the seconds that each part took."""
     line = f"Test results - Loss: {results['loss']:.4f}"
     for name, value in results.items():
         if name != "loss":
             style = ".2%" if "accuracy" in name else ".4f"
             line += f" - {name.capitalize()}: {value:{style}}"
     print(line)
-    load, fit, evaluate = times
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     line = f"Time - load: {load:.1f}s - fit: {fit:.1f}s - evaluate: {evaluate:.1f}s"
     print(f"{line} - on {device}")
 
 
 def texts_at_once(config):
-    """How many texts to evaluate at once: as many as hold 240,000 tokens, but a multiple
-    of 8, which several GPUs can share."""
+    """How many texts to evaluate: 240,000 tokens, a multiple of 8 for several GPUs."""
     return max(8, 240_000 // config.max_sequence_length // 8 * 8)
 
 
-def answers(model, items, to_batch):
-    """Return what a keras.Model says of each item. It is asked 128 at a time, from the
+def in_batches(model, items, to_batch):
+    """Return a keras.Model's output for each item. It is asked 128 at a time, from the
     shortest to the longest, as a batch is as wide as its longest item."""
-    results = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
+    outputs = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
     order = np.argsort([len(item) for item in items])
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
-        batch = to_batch(items[rows])
-        # With several GPUs Keras repeats the answers, one time for each.
-        results[rows] = model.predict_on_batch(batch)[: len(rows)]
-    return results
+        output = model.predict_on_batch(to_batch(items[rows]))
+        outputs[rows] = output[: len(rows)]  # several GPUs repeat it
+    return outputs
 
 
 def batches(model, x, y, config):
-    """Return an endless tf.data.Dataset of full batches of token ids and labels, and the
-    steps of an epoch. Masked, reviews of like length share a batch (length bucketing)."""
-    size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps an epoch
+    """Return an endless tf.data.Dataset of batches of token ids and labels, and the steps
+    of an epoch. Masked reviews of like length share a batch: length bucketing."""
+    size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps or more
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # Cut only what ignores padding; an option such as go_backwards may read it.
+    # Trim only padding that no layer reads; with go_backwards, an LSTM may.
     trimmed = config.masked and not config.lstm_options
     trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
@@ -478,7 +460,7 @@ def drop_words(tokens, config, rng):
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
     kept[:, 0] = True  # if masked, no review is left empty
     tokens = tokens * kept
-    if config.masked:  # the gaps go behind the words
+    if config.masked:  # the gaps go to the end
         order = np.argsort(tokens == PADDING, axis=1, kind="stable")
         tokens = np.take_along_axis(tokens, order, axis=1)
     return tokens
@@ -489,14 +471,13 @@ def drop_words(tokens, config, rng):
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, config):
     """Return the num_bigrams pairs of neighbours whose share of positive reviews is
-    furthest from chance, in about standard deviations: int64, first * 2**32 + second."""
+    furthest from the average, in rough standard deviations: first * 2**32 + second."""
     if not config.num_bigrams:
         return []
     tokens = np.concatenate(reviews)
-    lengths = [len(review) for review in reviews]
-    positive = np.repeat(labels, lengths)[1:]  # of the pair's second word
+    positive = np.repeat(labels, [len(review) for review in reviews])[1:]
     first, second = tokens[:-1], tokens[1:]
-    known = np.minimum(first, second) >= FIRST_WORD  # START parts the reviews
+    known = np.minimum(first, second) >= FIRST_WORD  # START separates reviews
     pairs = (first * 2**32 + second)[known]
     pairs, places, seen = np.unique(pairs, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[known]) - seen * labels.mean()
@@ -505,8 +486,8 @@ def choose_bigrams(reviews, labels, config):
 
 
 def start_at_naive_bayes(model, x, y, config):
-    """Add to each token's vector naive_bayes times its log ratio of naive Bayes (Wang
-    and Manning 2012): above 0 for a token that speaks for a film."""
+    """Add naive_bayes times a token's log ratio to its vector (Wang and Manning 2012):
+    the ratio is above 0 for a token that speaks for a film."""
     vectors = model.layers[0].embeddings
     seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
@@ -517,8 +498,7 @@ def start_at_naive_bayes(model, x, y, config):
 
 @keras.saving.register_keras_serializable("lstm")
 class ConcatPooling(layers.Layer):
-    """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018.
-    It reads nothing over the padding, where cuDNN's states differ from Keras's."""
+    """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018."""
 
     def call(self, states, mask=None):
         if mask is None:
@@ -535,17 +515,17 @@ class ConcatPooling(layers.Layer):
 
 
 # %% The fast LSTM
-# The layers stay Keras's, and so do the results; you can go on without reading this.
 # On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM is
-# all of them, for all time steps, in one: training takes a third of the time.
+# all of them, for all time steps, in a third of the time. The results are the same.
 def use_fast_loop(model):
-    """Let `fast_loop` run each keras.layers.LSTM of a model, also in Bidirectional, if
-    that is exact and faster: not on a GPU, as Keras has cuDNN, and not a large one."""
+    """Let `fast_loop` run the LSTM layers of a model, also those in Bidirectional."""
     if tf.config.list_logical_devices("GPU"):
-        return
+        return  # there Keras has cuDNN
     for layer in model.layers:
-        for way in ("forward_layer", "backward_layer"):  # of a Bidirectional
-            lstm = getattr(layer, way, layer)
+        lstms = [layer]
+        if isinstance(layer, layers.Bidirectional):
+            lstms = [layer.forward_layer, layer.backward_layer]
+        for lstm in lstms:
             if type(lstm) is layers.LSTM and is_plain(lstm):
                 lstm.inner_loop = functools.partial(fast_loop, lstm)
 
@@ -563,39 +543,34 @@ def is_plain(lstm):
 
 
 def fast_loop(layer, sequences, initial_state, mask, training=False):
-    """Compute what keras.layers.LSTM.inner_loop does from states of zeros; a mask must
-    be right-padded, and leave a token in each review."""
+    """Compute what keras.layers.LSTM.inner_loop does from states of zeros. A mask must
+    have its padding at the end (unchecked), and a token in each review."""
     if mask is not None and (layer.go_backwards or layer.zero_output_for_mask):
-        loop = layers.LSTM.inner_loop
-        return loop(layer, sequences, initial_state, mask, training)
+        return layers.LSTM.inner_loop(layer, sequences, initial_state, mask, training)
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # the same numbers at every time step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
-    # One half of the batch for each of two cores.
     batch = tf.shape(sequences)[0]
-    halves = tf.split(sequences, [batch // 2, batch - batch // 2])
+    halves = tf.split(sequences, [batch // 2, batch - batch // 2])  # for two cores
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
-        return states[-1], by_review, initial_state  # Keras expects three; nobody reads
+        return states[-1], by_review, initial_state  # the third is unused
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
-    right_padded = tf.sequence_mask(lengths, tf.shape(states)[0])
-    tf.debugging.assert_equal(mask, right_padded, "the mask must be right-padded")
-    last = tf.gather(by_review, lengths - 1, batch_dims=1)
-    # Over padding the last state is repeated.
+    last = tf.gather(by_review, lengths - 1, batch_dims=1)  # and over the padding
     return last, tf.where(mask[:, :, None], by_review, last[:, None]), initial_state
 
 
 def lstm_states(cell, x):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
-    cell over x (batch, time, features), from states h and c of zeros. Each step:
-    c = f * c + i * new, then h = o * tanh(c), with i, f, o = sigmoid(z), new = tanh(z),
-    each z = x @ W + h @ U + b with its own W, U, b. Returns h (time, batch, units)."""
+    cell over x (batch, time, features), from states of zeros, and return every state h:
+    (time, batch, units). Each step: c = f * c + i * new, and then h = o * tanh(c). Here
+    i, f and o are sigmoid(z) and new is tanh(z), each with its z = x @ W + h @ U + b."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # One review leaves the other half empty, whose gradient is not a number.
+    # Half of a single review is no review, whose gradient would be NaN.
     weights = tf.where(tf.size(x) > 0, weights, 0.0)
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
@@ -616,47 +591,44 @@ def lstm_states(cell, x):
 
 # %% From words to tokens, and the model of texts
 def choose_tokens(bigrams, config):
-    """Return a keras.Model, a part of the kept one, from all token ids of texts, int64
-    (batch, any) with zeros behind, to those that the LSTM reads: int32 (batch, length)."""
+    """Return a keras.Model that picks what the LSTM reads, int32 (batch, length), from
+    all token ids of texts, int64 (batch, any), padded at the end."""
     length = config.max_sequence_length
     words = keras.Input((None,), dtype="int64")
     x = words
-    if len(bigrams):  # a bigram follows its first word
+    if len(bigrams):  # each follows its first word
         second = ops.pad(words[:, 1:], [(0, 0), (0, 1)])
-        number = layers.IntegerLookup(vocabulary=bigrams)  # from 1; 0 is unknown
-        x = number(words * 2**32 + second)
-        x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)
+        x = layers.IntegerLookup(vocabulary=bigrams)(words * 2**32 + second)
+        x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)  # 0: unknown
         x = layers.Reshape((-1,))(ops.stack([words, x], 2))
-    x = ops.pad(x, [(0, 0), (length, 0)])  # for a short text
-    if config.rarest:  # frequent words have low ids; unknown ones are below START
+    x = ops.pad(x, [(0, 0), (length, 0)])  # so that there are enough
+    if config.rarest:  # frequent words have low ids, bigrams the highest
         least = ops.sort(x, 1)[:, -length][:, None]
-        x = ops.where(x >= ops.maximum(least, START), x, PADDING)
-    x = move_behind(x, x > PADDING)[:, -length:]
+        x = ops.where(x >= ops.maximum(least, START), x, PADDING)  # below: unknown
+    x = move_last(x, x > PADDING)[:, -length:]  # the last ones, padded before
     if config.masked:
-        x = move_behind(x, x <= PADDING)
+        x = move_last(x, x <= PADDING)  # padded after
     x = ops.reshape(ops.cast(x, "int32"), (-1, length))  # now Keras knows the length
     return keras.Model(words, x, name="choose_tokens")
 
 
-def move_behind(tokens, chosen):
-    """Bring the chosen tokens behind the others; both keep their order."""
+def move_last(tokens, chosen):
+    """Move the chosen tokens to the end; both groups keep their order."""
     order = ops.argsort(chosen, 1)  # stable in TensorFlow
     return ops.take_along_axis(tokens, order, 1)
 
 
 def with_texts(model, vocabulary, chooser):
-    """Return a keras.Model of the same layers that takes texts, str (batch,). It is
-    made of Keras's own parts, so that it loads without this file."""
+    """Return a keras.Model that takes texts, str (batch,), of Keras's own parts."""
     lookup = layers.TextVectorization(
         standardize="lower",
-        vocabulary=["[START]", *vocabulary],  # behind its own "" and "[UNK]"
+        vocabulary=["[START]", *vocabulary],  # after its own "" and "[UNK]"
         name="vocabulary",
     )
     texts = keras.Input((), dtype="string")
-    x = ops.pad(lookup(texts), [(0, 0), (1, 0)], constant_values=START)
-    x = chooser(x)
+    x = chooser(ops.pad(lookup(texts), [(0, 0), (1, 0)], constant_values=START))
     for layer in model.layers:
-        if isinstance(layer, ConcatPooling):  # ours: kept as Keras's operations
+        if isinstance(layer, ConcatPooling):  # so that loading needs no class of ours
             x = layer.call(x, getattr(x, "_keras_mask", None))
         else:
             x = layer(x)
@@ -673,7 +645,7 @@ def save(model, results, path):
     os.replace(unplaced, path)  # if that fails, the error names both files
     hint = 'predict(["A wonderful film"], model)'
     if IS_SCRIPT:
-        command = [Path(sys.executable).name, sys.argv[0]]
+        command = [os.path.basename(sys.executable), sys.argv[0]]
         if path != Config.model_path:
             command += ["--model-path", path]
         hint = f'{shlex.join(command)} --predict "A wonderful film"'
@@ -691,12 +663,11 @@ def load(path):
 
 
 def predict(texts, model):
-    """Return the probability that each of `texts` is positive: float32 (texts,).
-    texts: a str, a list of them, or a Series or DataFrame of them; UserError if not.
-    model: as `main` returns it, or as `load` or keras.saving.load_model reads it."""
+    """Return the probability that each text is positive, float32 (texts,). texts: a str
+    or a list or Series of them, else UserError. model: from `main`, `load` or Keras."""
     with as_user_error("texts"):
         texts = [tidy(text) for text in np.asarray(texts, object).ravel()]
-    return answers(model, np.array(texts, object), tf.constant)[:, 0]
+    return in_batches(model, np.array(texts, object), tf.constant)[:, 0]
 
 
 @functools.lru_cache(1000)  # `classify` asks twice
@@ -729,7 +700,7 @@ def classify(texts, config):
 
 def lines_as_they_arrive():
     """Yield lists of str: the lines of standard input that are there by now."""
-    stdin = sys.stdin.buffer.raw  # what a buffer reads ahead would come bit by bit
+    stdin = sys.stdin.buffer.raw  # unbuffered: read returns all that has arrived
     while True:
         part = stdin.read(2**20)
         if not part:
@@ -758,7 +729,7 @@ def plot_reading(text, model, path=""):
         if label.get_text() not in known:
             label.set_color("darkgrey")
     for n, change in enumerate(np.diff(curve), 1):
-        if change > 0.05:  # written above all of the curve, a fall below
+        if change > 0.05:  # rises stand above the curve, falls below
             axis.text(n, 1.03, f"{change:+.2f}", color="green", rotation=90)
         if change < -0.05:
             axis.text(n, -0.03, f"{change:+.2f}", color="red", rotation=90, va="top")
@@ -801,7 +772,7 @@ def load_csv(config):
     parts = []
     for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
-            raise UserError(f"data: {path}: train and test need both labels each")
+            raise UserError(f"data: {path}: train and test each need both labels")
         reviews = lookup("[START] " + texts[part]).numpy()
         parts.append((reviews, labels[part].astype(int)))
     return *parts, vocabulary, config
@@ -837,7 +808,7 @@ if __name__ == "__main__":
     except (UserError, OSError, KeyboardInterrupt) as error:
         if not IS_SCRIPT:
             raise
-        # At once: TensorFlow's threads may be at work, and nobody may read the output.
+        # os._exit: TensorFlow's threads may still run, and the pipe may be closed.
         if isinstance(error, KeyboardInterrupt):
             os._exit(130)
         if isinstance(error, BrokenPipeError):  # as in `| head`

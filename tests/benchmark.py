@@ -94,7 +94,7 @@ for length, units, batch in itertools.product(*sizes):
     if len(sys.argv) > 1:
         given = {"max_sequence_length": length, "lstm_units": units}
         config = lstm.Config(**given, batch_size=batch)
-        model, config = lstm.checked_model(config)
+        model = lstm.build_model(config)
         lstm.compile_model(model, config)
         lstm.use_fast_loop(model)
     else:
@@ -202,21 +202,23 @@ def ablation(preset, count):
     """What each of a preset's values buys, over `count` seeds: a row for each."""
     yield header("left out", "accuracy on the held-out fifth", "points", "loss")
     whole = None
-    folder = tempfile.mkdtemp()
-    without = edited(folder, "layers.GlobalAveragePooling1D()")
-    for name, flags in LEFT_OUT[preset].items():
-        results = []
-        for seed in range(1, int(count) + 1):
+    with tempfile.TemporaryDirectory() as folder:
+        without = edited(folder, "layers.GlobalAveragePooling1D()")
+        for name, flags in LEFT_OUT[preset].items():
             script = without if name == "the LSTM" else SCRIPT[0]
-            command = [script, *KEPT, "--preset", preset, "--seed", str(seed)]
-            command += ["--validation-split", "0.2", *flags.split()]
-            values = dict(re.findall(r"(val_\w+): (\S+)", run(*command)[0]))  # the last
-            results.append([float(values[key]) for key in ("val_accuracy", "val_loss")])
-        accuracies, losses = np.transpose(results)
-        mean, spread = 100 * accuracies.mean(), 100 * accuracies.std(ddof=1)
-        whole = whole or mean
-        points, loss = f"{mean - whole:+.2f}", f"{losses.mean():.3f}"
-        yield f"| {name} | {mean:.2f} ± {spread:.2f} | {points} | {loss} |"
+            given = ["--preset", preset, "--validation-split", "0.2", *flags.split()]
+            results = []
+            for seed in range(1, int(count) + 1):
+                output, *_ = run(script, *KEPT, *given, "--seed", str(seed))
+                last = dict(re.findall(r"(val_\w+): (\S+)", output))
+                results.append(
+                    [float(last[key]) for key in ("val_accuracy", "val_loss")]
+                )
+            accuracies, losses = np.transpose(results)
+            mean, spread = 100 * accuracies.mean(), 100 * accuracies.std(ddof=1)
+            whole = whole or mean
+            points, loss = f"{mean - whole:+.2f}", f"{losses.mean():.3f}"
+            yield f"| {name} | {mean:.2f} ± {spread:.2f} | {points} | {loss} |"
 
 
 def speed(rounds):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -86,6 +87,8 @@ def interrupt(process, beginning):
     for line in process.stdout:
         if line.startswith(beginning):
             break
+    # TensorFlow loses a Ctrl-C in the millisecond in which it makes an iterator.
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=200)
     return process.returncode, output.splitlines(), errors
