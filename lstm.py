@@ -11,7 +11,7 @@ never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`
 Read it from the top to `main`; helpers follow. `build_model` is yours to change.
 """
 
-# %% Imports; TensorFlow's follow the command line, which decides on the GPU
+# %% Imports; TensorFlow's come after the command line, which may hide the GPU
 import contextlib
 import csv
 import functools
@@ -56,10 +56,10 @@ class Config:
 
     # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per step; fewer where 100 steps need more
+    batch_size: int = 128  # reviews per step; fewer if an epoch had under 100 steps
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
-    max_sequence_length: int = 300  # tokens read of a review: the last, or see rarest
+    max_sequence_length: int = 300  # tokens read of a review: its last, unless rarest
     num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
@@ -77,7 +77,7 @@ class Config:
     learning_rate: float = 0.001  # of the optimizer
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
     patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
-    lstm_options: dict = field(default_factory=dict)  # more of keras.layers.LSTM
+    lstm_options: dict = field(default_factory=dict)  # more arguments of Keras's LSTM
     seed: int = 42  # same seed, same machine, same result
     force_cpu: bool = False  # hide the GPU
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
@@ -102,7 +102,7 @@ def converted(name, value, kind):
         number = float(value)
         may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
         least = 1 if kind is int and not may_be_0 else 0
-        below = 1 if kind is float and name != "learning_rate" else math.inf  # shares
+        below = 1 if kind is float and name != "learning_rate" else math.inf
         if not least <= number < below or kind(number) != number:
             raise ValueError("out of range, or not whole")
         return kind(number)
@@ -114,7 +114,7 @@ def converted(name, value, kind):
 
 
 PRESETS = {"article": {}}
-# Held-out accuracy, in points, that is lost without each value; they overlap.
+# Points of held-out accuracy lost without each value; they overlap.
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.5 points
@@ -128,7 +128,7 @@ PRESETS["tuned"] = {
 }
 PRESETS["large"] = PRESETS["tuned"] | {
     "num_distinct_words": 20000,  # 0.2 points
-    "num_bigrams": 20000,  # 1.8 points; such as "not good"
+    "num_bigrams": 20000,  # 1.8 points
     "max_sequence_length": 400,  # 0.1 points; bigrams are tokens, too
     "naive_bayes": 0.1,  # 0.6 points
     "number_of_epochs": 3,  # as good as 5, with naive_bayes
@@ -234,7 +234,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Let `choose_tokens` pick what the LSTM reads: int32 (reviews, length)."""
+    """Return what the LSTM reads: int32 (reviews, length). chooser: `choose_tokens`."""
     pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
     return in_batches(chooser, reviews, pad)
 
@@ -244,7 +244,7 @@ def prepare(reviews, chooser):
 # keeps what matters in its state, Dense turns the state into a probability.
 def build_model(config):
     """Return a keras.Sequential from int32 token ids (batch, max_sequence_length) to
-    float32 probabilities (batch, 1). Yours to change; it begins with an Embedding."""
+    float32 probabilities (batch, 1): an Embedding first, a sigmoid Dense(1) last."""
     model = keras.Sequential()
     model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
     model.add(
@@ -277,7 +277,8 @@ def compile_model(model, config):
         optimizer=optimizer,
         loss=config.loss_function,
         metrics=list(config.additional_metrics),
-        steps_per_execution=1 if tf.distribute.has_strategy() else 8,  # 8 are faster
+        # Eight steps in one go are faster; with several GPUs Keras can do but one.
+        steps_per_execution=1 if tf.distribute.has_strategy() else 8,
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_loss(None, y, y)
@@ -285,7 +286,8 @@ def compile_model(model, config):
 
 
 def fit_model(model, x, y, held_out, config, callbacks=()):
-    """Train on token ids x and labels y, held_out is such a pair; returns a History."""
+    """Train on token ids x and labels y; held_out is another such pair. Returns a
+    History; Ctrl-C after the first epoch ends the training early."""
     data, steps = batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
         model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -330,7 +332,8 @@ def main(config, callbacks=()):
         model = build_model(config)
         model.build((None, config.max_sequence_length))
         check_model(model)
-    config = replace(config, masked=model.layers[0].mask_zero)  # build_model may differ
+    # The mask is a matter of build_model, which its reader may have changed.
+    config = replace(config, masked=model.layers[0].mask_zero)
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
     start = perf_counter()
@@ -347,7 +350,7 @@ def main(config, callbacks=()):
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
     use_fast_loop(model)
-    text_model = with_texts(model, vocabulary, chooser)  # shares the layers to train
+    text_model = with_texts(model, vocabulary, chooser)  # of the same layers
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
@@ -369,7 +372,7 @@ def check_run(config):
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
     with as_user_error("lstm_options"), seeded(config.seed):
-        layers.LSTM(1, **config.lstm_options)
+        layers.LSTM(1, **config.lstm_options)  # only a trial
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
             tf.config.set_visible_devices([], "GPU")
@@ -408,7 +411,7 @@ def print_results(results, load, fit, evaluate):
 
 
 def texts_at_once(config):
-    """How many texts to evaluate: 240,000 tokens, a multiple of 8 for several GPUs."""
+    """How many texts to evaluate at once: 240,000 tokens; by 8, for several GPUs."""
     return max(8, 240_000 // config.max_sequence_length // 8 * 8)
 
 
@@ -420,18 +423,18 @@ def in_batches(model, items, to_batch):
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
         output = model.predict_on_batch(to_batch(items[rows]))
-        outputs[rows] = output[: len(rows)]  # several GPUs repeat it
+        outputs[rows] = output[: len(rows)]  # several GPUs each return it
     return outputs
 
 
 def batches(model, x, y, config):
-    """Return an endless tf.data.Dataset of batches of token ids and labels, and the steps
-    of an epoch. Masked reviews of like length share a batch: length bucketing."""
+    """Return an endless tf.data.Dataset of batches of token ids and labels, and the
+    steps of an epoch. Masked reviews of like length share a batch: length bucketing."""
     size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps or more
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # Trim only padding that no layer reads; with go_backwards, an LSTM may.
+    # Trim only padding that no layer reads; with options (go_backwards) an LSTM may.
     trimmed = config.masked and not config.lstm_options
     trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
@@ -470,8 +473,8 @@ def drop_words(tokens, config, rng):
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, config):
-    """Return the num_bigrams pairs of neighbours whose share of positive reviews is
-    furthest from the average, in rough standard deviations: first * 2**32 + second."""
+    """Return num_bigrams pairs of neighbours, as first * 2**32 + second, whose share of
+    positive reviews is furthest from the average, in rough standard deviations."""
     if not config.num_bigrams:
         return []
     tokens = np.concatenate(reviews)
@@ -486,8 +489,8 @@ def choose_bigrams(reviews, labels, config):
 
 
 def start_at_naive_bayes(model, x, y, config):
-    """Add naive_bayes times a token's log ratio to its vector (Wang and Manning 2012):
-    the ratio is above 0 for a token that speaks for a film."""
+    """Add naive_bayes times a token's log ratio to its vector: the ratio is above 0 for
+    a token that speaks for a film."""
     vectors = model.layers[0].embeddings
     seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
@@ -511,7 +514,7 @@ class ConcatPooling(layers.Layer):
         return ops.concatenate([last, mean, highest], 2)[:, 0]
 
     def compute_mask(self, states, mask=None):
-        return None  # no time is left to mask
+        return None  # the time axis is gone; having this method sets supports_masking
 
 
 # %% The fast LSTM
@@ -558,19 +561,19 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
     if mask is None:
         return states[-1], by_review, initial_state  # the third is unused
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
-    last = tf.gather(by_review, lengths - 1, batch_dims=1)  # and over the padding
+    last = tf.gather(by_review, lengths - 1, batch_dims=1)  # also fills the padding
     return last, tf.where(mask[:, :, None], by_review, last[:, None]), initial_state
 
 
 def lstm_states(cell, x):
     """Run the LSTM (Hochreiter and Schmidhuber 1997, forget gate: Gers 2000) of a Keras
     cell over x (batch, time, features), from states of zeros, and return every state h:
-    (time, batch, units). Each step: c = f * c + i * new, and then h = o * tanh(c). Here
-    i, f and o are sigmoid(z) and new is tanh(z), each with its z = x @ W + h @ U + b."""
+    (time, batch, units). Each step: c = f * c + i * new, then h = o * tanh(c), where i,
+    f and o are sigmoid(z) and new is tanh(z), each with its z = x @ W + h @ U + b."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # Half of a single review is no review, whose gradient would be NaN.
+    # A single review leaves one half empty: `where` keeps its NaN gradient away.
     weights = tf.where(tf.size(x) > 0, weights, 0.0)
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
@@ -596,15 +599,15 @@ def choose_tokens(bigrams, config):
     length = config.max_sequence_length
     words = keras.Input((None,), dtype="int64")
     x = words
-    if len(bigrams):  # each follows its first word
+    if len(bigrams):
         second = ops.pad(words[:, 1:], [(0, 0), (0, 1)])
         x = layers.IntegerLookup(vocabulary=bigrams)(words * 2**32 + second)
         x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)  # 0: unknown
-        x = layers.Reshape((-1,))(ops.stack([words, x], 2))
-    x = ops.pad(x, [(0, 0), (length, 0)])  # so that there are enough
+        x = layers.Reshape((-1,))(ops.stack([words, x], 2))  # each after its first word
+    x = ops.pad(x, [(0, 0), (length, 0)])  # now at least `length` tokens
     if config.rarest:  # frequent words have low ids, bigrams the highest
-        least = ops.sort(x, 1)[:, -length][:, None]
-        x = ops.where(x >= ops.maximum(least, START), x, PADDING)  # below: unknown
+        least = ops.sort(x, 1)[:, -length][:, None]  # the lowest id that is kept
+        x = ops.where(x >= ops.maximum(least, START), x, PADDING)  # ids below: unknown
     x = move_last(x, x > PADDING)[:, -length:]  # the last ones, padded before
     if config.masked:
         x = move_last(x, x <= PADDING)  # padded after
@@ -674,9 +677,9 @@ def predict(texts, model):
 def tidy(text):
     """Write a text as the IMDB reviews are: lower case, no signs but ' in a word."""
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
-    for sign in set(text):
+    for sign in set(text):  # each that is no letter, mark or number
         if sign != "'" and unicodedata.category(sign)[0] not in "LMN":
-            text = text.replace(sign, " ")  # no letter, mark or number
+            text = text.replace(sign, " ")
     return " ".join(word.strip("'") for word in text.split())
 
 
@@ -712,7 +715,7 @@ def lines_as_they_arrive():
 
 def plot_reading(text, model, path=""):
     """Draw how the probability changes with each of the last 60 words of a text, large
-    changes written down, unknown words in grey. A notebook shows it; or to `path`."""
+    changes written down, unknown words in grey; shown in a notebook, kept in `path`."""
     from matplotlib import pyplot
 
     words = ["", *tidy(text).split()]
@@ -745,7 +748,7 @@ POSITIVE = ["1", "1.0", "pos", "positive", "true"]
 def load_sample(config, error):
     """Do what `load_data` does with made-up reviews, as IMDB cannot be had."""
     folder = os.environ.get("KERAS_HOME", "~/.keras")
-    message = f"IMDB: neither in {folder}/datasets nor to be downloaded: {error}"
+    message = f"IMDB: not in {folder}/datasets, and the download failed: {error}"
     if not os.path.exists(SAMPLE):
         raise UserError(message)
     print(f"{message} - going on with made-up reviews, {SAMPLE}")
@@ -754,8 +757,8 @@ def load_sample(config, error):
 
 
 def load_csv(config):
-    """Do what `load_data` does with the CSV file config.data: what is not of the split
-    train is for the test; without splits, a fifth by chance."""
+    """Do what `load_data` does with the CSV file config.data: rows whose split is
+    not train are for the test; without splits, a random fifth is."""
     path = config.data
     with as_user_error(f"data: {path}: no CSV file in UTF-8 with texts and labels"):
         rows = np.array(read_csv(path), object)
@@ -788,7 +791,7 @@ def read_csv(path):
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames]
-        for row in rows:
+        for row in rows:  # surplus cells stand under None
             text = row.get("text", row.get("review"))
             label = str(row.get("label", row.get("sentiment"))).strip().lower()
             if text is None or label not in NEGATIVE + POSITIVE or None in row:
