@@ -340,12 +340,11 @@ def main(config, callbacks=()):
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
     print(x_train.shape, x_test.shape, sep="\n")
     size = max(1, int(len(x_train) * (1 - config.validation_split)))
-    bigrams = choose_bigrams(x_train[:size], y_train[:size], config)
-    chooser = choose_tokens(bigrams, config)
-    x_train = prepare(x_train, chooser)
-    x_test = prepare(x_test, chooser)
     x, y = x_train[:size], y_train[:size]
-    held_out = x_train[size:], y_train[size:]
+    chooser = choose_tokens(choose_bigrams(x, y, config), config)
+    x = prepare(x, chooser)
+    held_out = prepare(x_train[size:], chooser), y_train[size:]
+    x_test = prepare(x_test, chooser)
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
@@ -412,7 +411,7 @@ def print_results(results, load, fit, evaluate):
 
 def texts_at_once(config):
     """How many texts to evaluate at once: 240,000 tokens; by 8, for several GPUs."""
-    return max(8, 240_000 // config.max_sequence_length // 8 * 8)
+    return 240_000 // config.max_sequence_length // 8 * 8
 
 
 def in_batches(model, items, to_batch):

@@ -656,10 +656,10 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 small = {"num_distinct_words": 100, "max_sequence_length": 20, "verbosity_mode": 0}
 small |= {"number_of_epochs": 1, "validation_split": 0.5, "learning_rate": 0.01}
-for preset, values in lstm.PRESETS.items():
+for preset in ("article", "large"):  # and what tuned has, large has
     few = {"num_bigrams": 20} if preset == "large" else {}
     with strategy.scope():
-        model, _, results = lstm.main(lstm.Config(**values | small | few))
+        model, _, results = lstm.main(lstm.Config(**lstm.PRESETS[preset] | small | few))
     assert lstm.predict(["word1", "word2"], model).shape == (2,)
     print("trained", preset, results["accuracy"])
 """
@@ -668,5 +668,5 @@ for preset, values in lstm.PRESETS.items():
 def test_presets_are_trained_on_two_devices(python):
     output = python("-c", TWO_DEVICES).stdout
     results = dict(re.findall("^trained (.*) (.*)", output, re.MULTILINE))
-    assert [*results] == [*lstm.PRESETS]
+    assert [*results] == ["article", "large"]
     assert min(map(float, results.values())) > 0.6  # of 100 that are half and half
