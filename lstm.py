@@ -90,6 +90,8 @@ class Config:
             with as_user_error(f"{f.name}: cannot be {value!r:.50}"):
                 value = converted(f.name, value, type(f.default))
             object.__setattr__(self, f.name, value)  # past the dataclass's freeze
+        if self.num_distinct_words < 4:
+            raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         if not self.model_path.endswith(".keras"):
@@ -169,7 +171,7 @@ def parse_command_line(arguments):
 
 def name_and_value(option):
     """Split an option of Keras's LSTM, such as recurrent_dropout=0.2, in two."""
-    name, _, value = option.partition("=")
+    name, value = option.split("=", 1)
     with contextlib.suppress(ValueError):  # a number, true or false; else a name
         value = json.loads(value.lower())
     return name, value
@@ -281,13 +283,13 @@ def compile_model(model, config):
         steps_per_execution=1 if tf.distribute.has_strategy() else 8,
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
-    model.compute_loss(None, y, y)
     model.compute_metrics(None, y, y)
+    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # categorical_crossentropy
+        raise ValueError(f"{config.loss_function} cannot tell right from wrong")
 
 
 def fit_model(model, x, y, held_out, config, callbacks=()):
-    """Train on token ids x and labels y; held_out is another such pair. Returns a
-    History; Ctrl-C after the first epoch ends the training early."""
+    """Train on token ids x and labels y; held_out is such a pair. Returns a History."""
     data, steps = batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
         model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -332,8 +334,7 @@ def main(config, callbacks=()):
         model = build_model(config)
         model.build((None, config.max_sequence_length))
         check_model(model)
-    # The mask is a matter of build_model, which its reader may have changed.
-    config = replace(config, masked=model.layers[0].mask_zero)
+    config = replace(config, masked=model.layers[0].mask_zero)  # if it was edited
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
     start = perf_counter()
@@ -371,7 +372,7 @@ def check_run(config):
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
     with as_user_error("lstm_options"), seeded(config.seed):
-        layers.LSTM(1, **config.lstm_options)  # only a trial
+        layers.LSTM(1, dropout=0, return_sequences=False, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
             tf.config.set_visible_devices([], "GPU")
@@ -411,7 +412,7 @@ def print_results(results, load, fit, evaluate):
 
 def texts_at_once(config):
     """How many texts to evaluate at once: 240,000 tokens; by 8, for several GPUs."""
-    return 240_000 // config.max_sequence_length // 8 * 8
+    return max(8, 240_000 // config.max_sequence_length // 8 * 8)
 
 
 def in_batches(model, items, to_batch):
@@ -774,7 +775,7 @@ def load_csv(config):
     parts = []
     for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
-            raise UserError(f"data: {path}: train and test each need both labels")
+            raise UserError(f"data: {path}: train and the rest need both labels each")
         reviews = lookup("[START] " + texts[part]).numpy()
         parts.append((reviews, labels[part].astype(int)))
     return *parts, vocabulary, config

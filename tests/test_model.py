@@ -48,7 +48,7 @@ NUMBERS = ["much", "", None, [], float("nan"), float("inf"), 1j]
 REFUSED = {
     "batch_size": [*NUMBERS, 16.5, "16.5", 0, -1, "0x10"],
     "number_of_epochs": [*NUMBERS, 0, 1e400],
-    "num_distinct_words": [*NUMBERS, 0],
+    "num_distinct_words": [*NUMBERS, 3],
     "num_bigrams": [*NUMBERS, -1, 0.5],
     "patience": [*NUMBERS, -1],
     "learning_rate": [*NUMBERS, -0.1],
@@ -577,6 +577,12 @@ def test_training_takes_the_options_of_keras(tmp_path):
     texts = ["word1 word2", "word150"]
     kept = lstm.predict(texts, lstm.load(path))
     np.testing.assert_allclose(kept, lstm.predict(texts, model), rtol=1e-5)
+
+
+def test_an_option_that_build_model_sets_is_named():
+    for option in ({"units": 3}, {"dropout": 0.2}, {"return_sequences": True}):
+        with pytest.raises(lstm.UserError, match=r"\Alstm_options: .*\Z"):
+            lstm.main(tiny(lstm_options=option))
 
 
 def test_batches_of_one_review(tmp_path):

@@ -109,6 +109,8 @@ def test_presets_lose_against_what_is_given():
         ("--learning-rate nan", "learning_rate"),
         ("--learning-rate=-0.1", "learning_rate"),
         ("--patience=-1", "patience"),
+        ("--lstm-options use_bias", "--lstm-options"),  # without a value
+        ("--num-distinct-words 2", "num_distinct_words"),
         ("--num-bigrams=-1", "num_bigrams"),
         ("--preset best", "preset"),
         ("--pooling mean", "pooling"),
@@ -132,6 +134,7 @@ def test_wrong_flag_is_one_line(arguments, word, capsys, monkeypatch):
         {"loss_function": "entropy"},
         {"loss_function": "ctc"},
         {"loss_function": "sparse_categorical_crossentropy"},
+        {"loss_function": "categorical_crossentropy"},  # 0 for every answer
         {"loss_function": None},
         {"additional_metrics": ("acuracy",)},
         {"additional_metrics": ("accuracy", "top_k_categorical_accuracy")},
