@@ -56,10 +56,10 @@ class Config:
 
     # Those of the article, Build an LSTM Model with TensorFlow 2.0 and Keras
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per step; fewer if an epoch had under 100 steps
+    batch_size: int = 128  # reviews per step; fewer if that makes under 100 steps
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
-    max_sequence_length: int = 300  # tokens read of a review: its last, unless rarest
+    max_sequence_length: int = 300  # tokens to read of a review: the last, or rarest
     num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
@@ -185,7 +185,7 @@ if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # more are slower
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # more threads are slower
     gc.set_threshold(100_000)  # 50,000 lists of ids load a second faster
 
 
@@ -193,7 +193,7 @@ if IS_SCRIPT:
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when TensorFlow is imported
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-# Keep freed memory: to give it back to the system at each step halves the speed.
+# Keep freed memory: giving it back to the system at each step halves the speed.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow prints notes before it reads that level; hide them while importing.
@@ -206,7 +206,7 @@ try:
     from keras import layers, ops
 finally:
     os.dup2(saved_stderr, 2)
-tf.get_logger().setLevel("ERROR")  # no warning of retracing at a third model
+tf.get_logger().setLevel("ERROR")  # no retracing warning when a third model trains
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
@@ -236,7 +236,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Return what the LSTM reads: int32 (reviews, length). chooser: `choose_tokens`."""
+    """Return token ids, int32 (reviews, length); chooser: from `choose_tokens`."""
     pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
     return in_batches(chooser, reviews, pad)
 
@@ -279,12 +279,12 @@ def compile_model(model, config):
         optimizer=optimizer,
         loss=config.loss_function,
         metrics=list(config.additional_metrics),
-        # Eight steps in one go are faster; with several GPUs Keras can do but one.
+        # Eight steps in one go are faster; with several GPUs Keras allows only one.
         steps_per_execution=1 if tf.distribute.has_strategy() else 8,
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_metrics(None, y, y)
-    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # categorical_crossentropy
+    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # categorical: always 0
         raise ValueError(f"{config.loss_function} cannot tell right from wrong")
 
 
@@ -334,7 +334,7 @@ def main(config, callbacks=()):
         model = build_model(config)
         model.build((None, config.max_sequence_length))
         check_model(model)
-    config = replace(config, masked=model.layers[0].mask_zero)  # if it was edited
+    config = replace(config, masked=model.layers[0].mask_zero)  # build_model may set it
     with as_user_error("optimizer, loss_function or additional_metrics"):
         compile_model(model, config)
     start = perf_counter()
@@ -350,7 +350,7 @@ def main(config, callbacks=()):
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
     use_fast_loop(model)
-    text_model = with_texts(model, vocabulary, chooser)  # of the same layers
+    text_model = with_texts(model, vocabulary, chooser)  # shares the layers of model
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
@@ -371,7 +371,7 @@ def check_run(config):
         raise UserError(f"model_path: {path} is a folder")
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
-    with as_user_error("lstm_options"), seeded(config.seed):
+    with as_user_error("lstm_options"), seeded(config.seed):  # no argument twice
         layers.LSTM(1, dropout=0, return_sequences=False, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
@@ -379,7 +379,7 @@ def check_run(config):
 
 
 def check_model(model):
-    """Raise ValueError or TypeError for a model that would be silently wrong."""
+    """Raise an exception for a model that would be silently wrong."""
     last = model.layers[-1].activation
     if last is not keras.activations.sigmoid or model.output_shape != (None, 1):
         raise ValueError("build_model must end in Dense(1, activation='sigmoid')")
@@ -411,7 +411,7 @@ def print_results(results, load, fit, evaluate):
 
 
 def texts_at_once(config):
-    """How many texts to evaluate at once: 240,000 tokens; by 8, for several GPUs."""
+    """Return how many texts to evaluate at once: 240,000 tokens, a multiple of 8."""
     return max(8, 240_000 // config.max_sequence_length // 8 * 8)
 
 
@@ -423,7 +423,7 @@ def in_batches(model, items, to_batch):
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
         output = model.predict_on_batch(to_batch(items[rows]))
-        outputs[rows] = output[: len(rows)]  # several GPUs each return it
+        outputs[rows] = output[: len(rows)]  # one copy per GPU
     return outputs
 
 
@@ -434,13 +434,13 @@ def batches(model, x, y, config):
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # Trim only padding that no layer reads; with options (go_backwards) an LSTM may.
+    # Trim padding only if no layer reads it; an LSTM with options (go_backwards) may.
     trimmed = config.masked and not config.lstm_options
     trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
     def epochs():
         while True:
-            order = rng.permutation(len(x))[: steps * size]
+            order = rng.permutation(len(x))[: steps * size]  # without the last few
             if config.masked:
                 order = order[np.argsort(lengths[order], kind="stable")]
             for rows in rng.permutation(order.reshape(steps, size)):
@@ -452,7 +452,7 @@ def batches(model, x, y, config):
                     tokens = tokens[:, :longest]
                 yield tokens, y[rows]
 
-    width = None if trimmed else x.shape[1]
+    width = None if trimmed else x.shape[1]  # None: narrower than the Input
     shapes = tf.TensorSpec((None, width), "int32"), tf.TensorSpec((None,), "int64")
     data = tf.data.Dataset.from_generator(epochs, output_signature=shapes)
     return data.prefetch(8), steps
@@ -473,8 +473,8 @@ def drop_words(tokens, config, rng):
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, config):
-    """Return num_bigrams pairs of neighbours, as first * 2**32 + second, whose share of
-    positive reviews is furthest from the average, in rough standard deviations."""
+    """Return num_bigrams pairs of neighbours, each as first * 2**32 + second: those with
+    the positive share furthest from the average, in rough standard deviations."""
     if not config.num_bigrams:
         return []
     tokens = np.concatenate(reviews)
@@ -555,7 +555,7 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
     if training and layer.dropout:  # the same numbers at every time step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     batch = tf.shape(sequences)[0]
-    halves = tf.split(sequences, [batch // 2, batch - batch // 2])  # for two cores
+    halves = tf.split(sequences, [batch // 2, batch - batch // 2])  # run side by side
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
@@ -605,12 +605,12 @@ def choose_tokens(bigrams, config):
         x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)  # 0: unknown
         x = layers.Reshape((-1,))(ops.stack([words, x], 2))  # each after its first word
     x = ops.pad(x, [(0, 0), (length, 0)])  # now at least `length` tokens
-    if config.rarest:  # frequent words have low ids, bigrams the highest
-        least = ops.sort(x, 1)[:, -length][:, None]  # the lowest id that is kept
-        x = ops.where(x >= ops.maximum(least, START), x, PADDING)  # ids below: unknown
+    if config.rarest:  # ids rise: unknown, START, frequent words, rare words, bigrams
+        least = ops.maximum(ops.sort(x, 1)[:, -length][:, None], START)
+        x = ops.where(x >= least, x, PADDING)
     x = move_last(x, x > PADDING)[:, -length:]  # the last ones, padded before
     if config.masked:
-        x = move_last(x, x <= PADDING)  # padded after
+        x = move_last(x, x <= PADDING)  # padded after; == would give no tensor
     x = ops.reshape(ops.cast(x, "int32"), (-1, length))  # now Keras knows the length
     return keras.Model(words, x, name="choose_tokens")
 
@@ -622,7 +622,7 @@ def move_last(tokens, chosen):
 
 
 def with_texts(model, vocabulary, chooser):
-    """Return a keras.Model that takes texts, str (batch,), of Keras's own parts."""
+    """Return a keras.Model of texts, str (batch,), built only of Keras's own parts."""
     lookup = layers.TextVectorization(
         standardize="lower",
         vocabulary=["[START]", *vocabulary],  # after its own "" and "[UNK]"
@@ -746,7 +746,7 @@ POSITIVE = ["1", "1.0", "pos", "positive", "true"]
 
 
 def load_sample(config, error):
-    """Do what `load_data` does with made-up reviews, as IMDB cannot be had."""
+    """Do what `load_data` does, with made-up reviews in place of IMDB's."""
     folder = os.environ.get("KERAS_HOME", "~/.keras")
     message = f"IMDB: not in {folder}/datasets, and the download failed: {error}"
     if not os.path.exists(SAMPLE):
@@ -775,7 +775,7 @@ def load_csv(config):
     parts = []
     for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
-            raise UserError(f"data: {path}: train and the rest need both labels each")
+            raise UserError(f"data: {path}: training and test rows need both labels")
         reviews = lookup("[START] " + texts[part]).numpy()
         parts.append((reviews, labels[part].astype(int)))
     return *parts, vocabulary, config
