@@ -473,7 +473,7 @@ def drop_words(tokens, config, rng):
 # "good" speaks for a film and "not good" against it. So the bigrams (two neighbouring
 # words) that tell most about the label become tokens (after Wang and Manning 2012).
 def choose_bigrams(reviews, labels, config):
-    """Return num_bigrams pairs of neighbours, each as first * 2**32 + second: those with
+    """Return num_bigrams pairs of neighbours, each first * 2**32 + second: those with
     the positive share furthest from the average, in rough standard deviations."""
     if not config.num_bigrams:
         return []
