@@ -6,7 +6,7 @@ never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`
 
     --preset article    87.1 +- 0.1%, the values of Christian Versloot's article
     --preset tuned      89.8 +- 0.2%, the same words, put to better use
-    --preset large      91.2 +- 0.1%, more words, and bigrams (mean of three seeds)
+    --preset large      91.2 +- 0.1%, more words, and bigrams (each: three seeds)
 
 Read it from the top to `main`; helpers follow. `build_model` is yours to change.
 """
@@ -56,7 +56,7 @@ class Config:
 
     # From the article "Build an LSTM Model with TensorFlow 2.0 and Keras"
     additional_metrics: tuple = ("accuracy",)  # watched beside the loss
-    batch_size: int = 128  # reviews per step; fewer, so that an epoch has 100 steps
+    batch_size: int = 128  # reviews per step; fewer if that makes under 100 steps
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
     max_sequence_length: int = 300  # tokens read of a review: its last, or its rarest
@@ -64,7 +64,7 @@ class Config:
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
     validation_split: float = 0.20  # share of the training set held out, from its end
-    verbosity_mode: int = 1  # of the epochs: 0 silent, 1 a progress bar, 2 lines
+    verbosity_mode: int = 1  # progress of training: 0 silent, 1 a bar, 2 lines
     lstm_units: int = 10  # size of the LSTM's state
     # Beyond the article
     masked: bool = False  # pad after the text, skip the padding, batch by length
@@ -82,7 +82,7 @@ class Config:
     force_cpu: bool = False  # hide the GPU
     data: str = ""  # a CSV file with columns text and label, in place of IMDB
     model_path: str = "lstm.keras"  # where the trained model is kept
-    plot: str = ""  # a picture (.png) to draw of how --predict reads its first text
+    plot: str = ""  # a .png to draw: how --predict reads its first text, word by word
 
     def __post_init__(self):
         for f in fields(self):
@@ -122,7 +122,7 @@ PRESETS["tuned"] = {
     "rarest": True,  # 0.5 points
     "max_sequence_length": 250,  # 0 points, but fewer time steps than 300
     "pooling": "concat",  # 0.9 points
-    "word_dropout": 0.5,  # 0.7 points, and half the time steps
+    "word_dropout": 0.5,  # 0.7 points; also halves the time steps
     "learning_rate": 0.01,  # 0.6 points
     "cosine_decay": True,  # 0.9 points
     "embedding_output_dims": 32,  # 0.3 points
@@ -236,7 +236,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Fit reviews into int32 (reviews, length) with the model of `choose_tokens`."""
+    """Make reviews int32 (reviews, max_sequence_length), as `choose_tokens` says."""
     pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
     return in_batches(chooser, reviews, pad)
 
@@ -284,8 +284,8 @@ def compile_model(model, config):
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_metrics(None, y, y)
-    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # categorical ones are 0
-        raise ValueError(f"{config.loss_function} cannot tell right from wrong")
+    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # if categorical
+        raise ValueError(f"{config.loss_function} is 0 for any single probability")
 
 
 def fit_model(model, x, y, held_out, config, callbacks=()):
@@ -332,7 +332,7 @@ def main(config, callbacks=()):
     check_run(config)
     with seeded(config.seed):
         model = build_model(config)
-        model.build((None, config.max_sequence_length))
+        model.build((None, config.max_sequence_length))  # if it has no Input
         check_model(model)
     config = replace(config, masked=model.layers[0].mask_zero)  # build_model may set it
     with as_user_error("optimizer, loss_function or additional_metrics"):
@@ -371,7 +371,7 @@ def check_run(config):
         raise UserError(f"model_path: {path} is a folder")
     with as_user_error(f"model_path: {path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
-    with as_user_error("lstm_options"), seeded(config.seed):  # as in build_model
+    with as_user_error("lstm_options"), seeded(config.seed):  # as build_model calls it
         layers.LSTM(1, dropout=0, return_sequences=False, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
@@ -411,7 +411,7 @@ def print_results(results, load, fit, evaluate):
 
 
 def texts_at_once(config):
-    """Return how many texts to evaluate at once, 240,000 tokens; 8 GPUs can share them."""
+    """Return how many texts to evaluate at once: 240,000 tokens, a multiple of 8."""
     return max(8, 240_000 // config.max_sequence_length // 8 * 8)
 
 
@@ -423,7 +423,7 @@ def in_batches(model, items, to_batch):
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
         output = model.predict_on_batch(to_batch(items[rows]))
-        outputs[rows] = output[: len(rows)]  # several GPUs repeat them
+        outputs[rows] = output[: len(rows)]  # several GPUs repeat rows
     return outputs
 
 
@@ -434,7 +434,7 @@ def batches(model, x, y, config):
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # Trim padding only if no layer reads it; an LSTM with options (go_backwards) may.
+    # Trim padding only if no layer reads it; an LSTM with go_backwards would.
     trimmed = config.masked and not config.lstm_options
     trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
 
@@ -461,7 +461,7 @@ def batches(model, x, y, config):
 def drop_words(tokens, config, rng):
     """Leave out a share of the tokens, never the first (Iyyer et al. 2015)."""
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
-    kept[:, 0] = True  # if masked, no review is left empty
+    kept[:, 0] = True  # of a masked review: so that none is empty
     tokens = tokens * kept
     if config.masked:  # the gaps go to the end
         order = np.argsort(tokens == PADDING, axis=1, kind="stable")
@@ -552,7 +552,7 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
         return layers.LSTM.inner_loop(layer, sequences, initial_state, mask, training)
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
-    if training and layer.dropout:  # the same numbers at every time step
+    if training and layer.dropout:  # drops the same numbers at every step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     batch = tf.shape(sequences)[0]
     halves = tf.split(sequences, [batch // 2, batch - batch // 2])  # run side by side
@@ -573,7 +573,7 @@ def lstm_states(cell, x):
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # A single review leaves one half empty: `where` keeps its NaN gradient away.
+    # A single review leaves a half empty. Its gradient is NaN; `where` makes that 0.
     weights = tf.where(tf.size(x) > 0, weights, 0.0)
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
