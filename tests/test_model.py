@@ -662,17 +662,15 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 small = {"num_distinct_words": 100, "max_sequence_length": 20, "verbosity_mode": 0}
 small |= {"number_of_epochs": 1, "validation_split": 0.5, "learning_rate": 0.01}
-for preset in ("article", "large"):  # and what tuned has, large has
-    few = {"num_bigrams": 20} if preset == "large" else {}
-    with strategy.scope():
-        model, _, results = lstm.main(lstm.Config(**lstm.PRESETS[preset] | small | few))
-    assert lstm.predict(["word1", "word2"], model).shape == (2,)
-    print("trained", preset, results["accuracy"])
+small["num_bigrams"] = 20
+with strategy.scope():  # large has what the other presets have
+    model, _, results = lstm.main(lstm.Config(**lstm.PRESETS["large"] | small))
+assert lstm.predict(["word1", "word2"], model).shape == (2,)
+print("trained", results["accuracy"])
 """
 
 
-def test_presets_are_trained_on_two_devices(python):
+def test_large_is_trained_on_two_devices(python):
     output = python("-c", TWO_DEVICES).stdout
-    results = dict(re.findall("^trained (.*) (.*)", output, re.MULTILINE))
-    assert [*results] == ["article", "large"]
-    assert min(map(float, results.values())) > 0.6  # of 100 that are half and half
+    (accuracy,) = re.findall("^trained (.*)", output, re.MULTILINE)
+    assert float(accuracy) > 0.6  # of 100 that are half and half

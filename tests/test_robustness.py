@@ -280,12 +280,6 @@ def test_place_is_refused_before_loading(path, tmp_path, monkeypatch):
     assert (tmp_path / "own.csv").read_text() == "text,label\n"
 
 
-def test_patience_without_held_out_reviews_is_warned_of(tmp_path):
-    config = tiny("tuned", patience=1, model_path=tmp_path / "lstm.keras")
-    with pytest.warns(UserWarning, match="`val_loss` which is not available"):
-        lstm.main(config)
-
-
 def test_patience_keeps_the_best_epoch(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "noise.csv"
     rows = [f"{' '.join(rng.choice(WORDS, 9))},{n % 2}" for n in range(150)]
