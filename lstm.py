@@ -6,7 +6,7 @@ never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`
 
     --preset article    87.1 +- 0.1%, the values of Christian Versloot's article
     --preset tuned      89.8 +- 0.2%, the same words, put to better use
-    --preset large      91.2 +- 0.1%, more words, and bigrams (each: three seeds)
+    --preset large      91.2 +- 0.1%, more words, and bigrams (means of 3 seeds)
 
 Read it from the top to `main`; helpers follow. `build_model` is yours to change.
 """
@@ -59,7 +59,7 @@ class Config:
     batch_size: int = 128  # reviews per step; fewer if that makes under 100 steps
     embedding_output_dims: int = 15  # length of the vector that stands for a word
     loss_function: str = "binary_crossentropy"  # two classes, one probability
-    max_sequence_length: int = 300  # tokens read of a review: its last, or its rarest
+    max_sequence_length: int = 300  # tokens kept of a review: the last, or the rarest
     num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
     optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
@@ -116,7 +116,7 @@ def converted(name, value, kind):
 
 
 PRESETS = {"article": {}}
-# Points of held-out accuracy lost without each value; do not add them up.
+# Beside a value: points of held-out accuracy lost without it (not to be added up).
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
     "rarest": True,  # 0.5 points
@@ -217,8 +217,8 @@ SAMPLE = os.path.join(os.path.dirname(SCRIPT), "tests/data/reviews.csv")
 
 def load_data(config):
     """Return (reviews, labels) to train on, the same to test with, the vocabulary, and
-    config, with other data and model_path if IMDB cannot be had. Reviews: object array
-    of lists of token ids. Labels: int64. Vocabulary: words, the most frequent first."""
+    config, changed only where made-up reviews replace IMDB. Reviews: an object array of
+    lists of token ids. Labels: int64. Vocabulary: words, the most frequent first."""
     if config.data:
         return load_csv(config)
     try:
@@ -236,7 +236,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Make reviews int32 (reviews, max_sequence_length), as `choose_tokens` says."""
+    """Run the keras.Model chooser on reviews: int32 (reviews, max_sequence_length)."""
     pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
     return in_batches(chooser, reviews, pad)
 
@@ -284,7 +284,7 @@ def compile_model(model, config):
     )
     y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
     model.compute_metrics(None, y, y)
-    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # if categorical
+    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # a categorical loss
         raise ValueError(f"{config.loss_function} is 0 for any single probability")
 
 
@@ -342,7 +342,7 @@ def main(config, callbacks=()):
     print(x_train.shape, x_test.shape, sep="\n")
     size = max(1, int(len(x_train) * (1 - config.validation_split)))
     x, y = x_train[:size], y_train[:size]
-    chooser = choose_tokens(choose_bigrams(x, y, config), config)
+    chooser = token_chooser(choose_bigrams(x, y, config), config)
     x = prepare(x, chooser)
     held_out = prepare(x_train[size:], chooser), y_train[size:]
     x_test = prepare(x_test, chooser)
@@ -383,7 +383,7 @@ def check_model(model):
     last = model.layers[-1].activation
     if last is not keras.activations.sigmoid or model.output_shape != (None, 1):
         raise ValueError("build_model must end in Dense(1, activation='sigmoid')")
-    keras.Sequential.from_config(model.get_config())  # what is kept must load again
+    keras.Sequential.from_config(model.get_config())  # your layers must load again
 
 
 @contextlib.contextmanager
@@ -423,7 +423,7 @@ def in_batches(model, items, to_batch):
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
         output = model.predict_on_batch(to_batch(items[rows]))
-        outputs[rows] = output[: len(rows)]  # several GPUs repeat rows
+        outputs[rows] = output[: len(rows)]  # several GPUs add rows
     return outputs
 
 
@@ -440,7 +440,7 @@ def batches(model, x, y, config):
 
     def epochs():
         while True:
-            order = rng.permutation(len(x))[: steps * size]  # without the last few
+            order = rng.permutation(len(x))[: steps * size]  # a few sit out
             if config.masked:
                 order = order[np.argsort(lengths[order], kind="stable")]
             for rows in rng.permutation(order.reshape(steps, size)):
@@ -461,7 +461,7 @@ def batches(model, x, y, config):
 def drop_words(tokens, config, rng):
     """Leave out a share of the tokens, never the first (Iyyer et al. 2015)."""
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
-    kept[:, 0] = True  # of a masked review: so that none is empty
+    kept[:, 0] = True  # masked, a review begins here and is not empty
     tokens = tokens * kept
     if config.masked:  # the gaps go to the end
         order = np.argsort(tokens == PADDING, axis=1, kind="stable")
@@ -489,8 +489,8 @@ def choose_bigrams(reviews, labels, config):
 
 
 def start_at_naive_bayes(model, x, y, config):
-    """Add naive_bayes times a token's log ratio, of positive to negative reviews that
-    have it, to every number of its vector."""
+    """Add, to every number of a token's vector, naive_bayes times the log of positive
+    reviews that have the token divided by negative ones."""
     vectors = model.layers[0].embeddings
     seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
@@ -593,7 +593,7 @@ def lstm_states(cell, x):
 
 
 # %% From words to tokens, and the model of texts
-def choose_tokens(bigrams, config):
+def token_chooser(bigrams, config):
     """Return a keras.Model that picks what the LSTM reads, int32 (batch, length), from
     all token ids of texts, int64 (batch, any), padded at the end."""
     length = config.max_sequence_length
@@ -606,13 +606,13 @@ def choose_tokens(bigrams, config):
         x = layers.Reshape((-1,))(ops.stack([words, x], 2))  # each after its first word
     x = ops.pad(x, [(0, 0), (length, 0)])  # now at least `length` tokens
     if config.rarest:  # keep the highest ids: they rise from frequent words to bigrams
-        least = ops.maximum(ops.sort(x, 1)[:, -length][:, None], START)  # no unknown
+        least = ops.maximum(ops.sort(x, 1)[:, -length][:, None], START)  # drops unknown
         x = ops.where(x >= least, x, PADDING)  # more than `length` if some are equal
     x = move_last(x, x > PADDING)[:, -length:]  # the last ones, padded before
     if config.masked:
         x = move_last(x, x <= PADDING)  # padded after; Keras has no symbolic ==
     x = ops.reshape(ops.cast(x, "int32"), (-1, length))  # now Keras knows the length
-    return keras.Model(words, x, name="choose_tokens")
+    return keras.Model(words, x, name="token_chooser")
 
 
 def move_last(tokens, chosen):

@@ -85,7 +85,7 @@ def prepared(reviews, bigrams, config):
 
     array = np.empty(len(reviews), object)
     array[:] = reviews
-    return lstm.prepare(array, lstm.choose_tokens(bigrams, config))
+    return lstm.prepare(array, lstm.token_chooser(bigrams, config))
 
 
 def random_model(*arguments, words=WORDS, **fields):
@@ -99,7 +99,7 @@ def random_model(*arguments, words=WORDS, **fields):
     size = config.num_distinct_words
     pairs = pairwise(range(3, size))  # word1 word2, word2 word3, and so on
     bigrams = [as_number(*pair) for pair in pairs][: config.num_bigrams]
-    chooser = lstm.choose_tokens(bigrams, config)
+    chooser = lstm.token_chooser(bigrams, config)
     return model, lstm.with_texts(model, words[: size - 3], chooser), config
 
 

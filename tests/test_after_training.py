@@ -435,7 +435,7 @@ def test_csv_without_a_word(tmp_path):
     rows = ",1\n...,0\n" * 25
     (x, _), _, words, _ = read(tmp_path / "own.csv", "text,label\n" + rows)
     assert words == []
-    chooser = lstm.choose_tokens([], tiny(max_sequence_length=2))
+    chooser = lstm.token_chooser([], tiny(max_sequence_length=2))
     tokens = lstm.prepare(x, chooser)  # here all reviews are of one length
     assert set(map(tuple, tokens)) == {(0, 2)}
 

@@ -184,7 +184,7 @@ def test_kept_model_reads_the_ids_that_were_prepared(name):
     for row, length in enumerate([0, 1, *rng.integers(0, 60, 1998)]):
         reviews[row] = [2, *ids[row][:length]]
     labels = rng.integers(0, 2, 2000)
-    chooser = lstm.choose_tokens(lstm.choose_bigrams(reviews, labels, config), config)
+    chooser = lstm.token_chooser(lstm.choose_bigrams(reviews, labels, config), config)
     as_they_are = LAYERS.Identity(dtype="int32")
     width = config.max_sequence_length
     model = keras.Sequential([keras.Input((width,), dtype="int32"), as_they_are])
