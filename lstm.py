@@ -349,6 +349,7 @@ def main(config, callbacks=()):
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
+
     use_fast_loop(model)
     text_model = with_texts(model, vocabulary, chooser)  # shares the layers of model
     model.summary()
@@ -759,9 +760,8 @@ def load_sample(config, error):
 def load_csv(config):
     """Do what `load_data` does with the CSV file config.data: rows whose split is
     not train are for the test; if no row has a split, a random fifth of them is."""
-    path = config.data
-    with as_user_error(f"data: {path}: no CSV file in UTF-8 with texts and labels"):
-        rows = np.array(read_csv(path), object)
+    with as_user_error(f"data: {config.data}: no CSV file in UTF-8 with text, label"):
+        rows = np.array(read_csv(config.data), object)
         texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
     is_test = splits != "train"
     if not any(splits):
@@ -775,7 +775,7 @@ def load_csv(config):
     parts = []
     for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
-            raise UserError(f"data: {path}: training and test rows need both labels")
+            raise UserError(f"data: {config.data}: train and test need both labels")
         reviews = lookup("[START] " + texts[part]).numpy()
         parts.append((reviews, labels[part].astype(int)))
     return *parts, vocabulary, config
