@@ -349,7 +349,6 @@ def main(config, callbacks=()):
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
-
     use_fast_loop(model)
     text_model = with_texts(model, vocabulary, chooser)  # shares the layers of model
     model.summary()
@@ -367,11 +366,10 @@ def main(config, callbacks=()):
 # %% Helpers: what the cells above call, to be read when wanted
 def check_run(config):
     """Raise UserError for what would otherwise fail late, perhaps after training."""
-    path = config.model_path
-    if os.path.isdir(path):
-        raise UserError(f"model_path: {path} is a folder")
-    with as_user_error(f"model_path: {path} cannot be written"):
-        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+    if os.path.isdir(config.model_path):
+        raise UserError(f"model_path: {config.model_path} is a folder")
+    with as_user_error(f"model_path: {config.model_path} cannot be written"):
+        tempfile.TemporaryFile(dir=os.path.dirname(config.model_path) or ".").close()
     with as_user_error("lstm_options"), seeded(config.seed):  # as build_model calls it
         layers.LSTM(1, dropout=0, return_sequences=False, **config.lstm_options)
     if config.force_cpu:
@@ -423,8 +421,8 @@ def in_batches(model, items, to_batch):
     order = np.argsort([len(item) for item in items])
     for start in range(0, len(items), 128):
         rows = order[start : start + 128]
-        output = model.predict_on_batch(to_batch(items[rows]))
-        outputs[rows] = output[: len(rows)]  # several GPUs add rows
+        # Several GPUs add rows.
+        outputs[rows] = model.predict_on_batch(to_batch(items[rows]))[: len(rows)]
     return outputs
 
 
@@ -508,11 +506,11 @@ class ConcatPooling(layers.Layer):
         if mask is None:
             mask = ops.ones_like(states[:, :, 0])
         real = ops.cast(mask, states.dtype)[:, :, None]  # 1 for words, else 0
-        count = ops.sum(real, 1, keepdims=True)
-        last = ops.take_along_axis(states, ops.cast(count - 1, "int32"), 1)
-        mean = ops.sum(states * real, 1, keepdims=True) / count
-        highest = ops.max(states - 1e4 * (1 - real), 1, keepdims=True)
-        return ops.concatenate([last, mean, highest], 2)[:, 0]
+        count = ops.sum(real, 1)
+        last = ops.take_along_axis(states, ops.cast(count - 1, "int32")[:, None], 1)
+        mean = ops.sum(states * real, 1) / count
+        highest = ops.max(states - 1e4 * (1 - real), 1)
+        return ops.concatenate([last[:, 0], mean, highest], 1)
 
     def compute_mask(self, states, mask=None):
         return None  # the time axis is gone; having this method sets supports_masking
@@ -572,7 +570,7 @@ def lstm_states(cell, x):
     (time, batch, units). Each step: c = f * c + i * new, then h = o * tanh(c), where i,
     f and o are sigmoid(z) and new is tanh(z), each with its z = x @ W + h @ U + b."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
-    i, f, new, o = tf.split(weights, 4, axis=1)  # the order of the gates in Keras
+    i, f, new, o = tf.split(weights, 4, 1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
     # A single review leaves a half empty. Its gradient is NaN; `where` makes that 0.
     weights = tf.where(tf.size(x) > 0, weights, 0.0)
@@ -598,8 +596,7 @@ def token_chooser(bigrams, config):
     """Return a keras.Model that picks what the LSTM reads, int32 (batch, length), from
     all token ids of texts, int64 (batch, any), padded at the end."""
     length = config.max_sequence_length
-    words = keras.Input((None,), dtype="int64")
-    x = words
+    x = words = keras.Input((None,), dtype="int64")
     if len(bigrams):
         second = ops.pad(words[:, 1:], [(0, 0), (0, 1)])
         x = layers.IntegerLookup(vocabulary=bigrams)(words * 2**32 + second)

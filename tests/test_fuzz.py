@@ -136,8 +136,8 @@ def chooser(length, masked, rarest):
 def test_padding(ranks, length, words, masked, rarest):
     choose = chooser(length, masked, rarest)
     reviews = [[2, *(r + 2 if r + 2 < words else 1 for r in rank)] for rank in ranks]
-    words = keras.utils.pad_sequences(reviews, padding="post", dtype="int64")
-    padded = choose(words).numpy()
+    tokens = keras.utils.pad_sequences(reviews, padding="post", dtype="int64")
+    padded = choose(tokens).numpy()
     assert padded.shape == (len(reviews), length)
     for review, row in zip(reviews, padded):
         left = list(row[row != 0])
