@@ -94,6 +94,9 @@ class Config:
             raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
+        option = "go_backwards" if self.pooling == "concat" else "zero_output_for_mask"
+        if self.masked and self.lstm_options.get(option):
+            raise UserError(f"lstm_options: {option} reads padding; not with masked")
         if not self.model_path.endswith(".keras"):
             raise UserError(f"model_path: {self.model_path} must end in .keras")
 

@@ -106,6 +106,21 @@ def test_copied_and_saved_models_answer_alike(tmp_path):
         np.testing.assert_allclose(lstm.predict(TEXTS, other), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("option", "pooling"),
+    [("go_backwards", "concat"), ("zero_output_for_mask", "last")],
+)
+def test_states_that_are_not_where_the_mask_is(option, pooling, masked):
+    fields = {"pooling": pooling, "lstm_options": {option: True}}
+    if masked:  # every text would get one answer
+        with pytest.raises(lstm.UserError, match=rf"\Alstm_options: {option} .*\Z"):
+            tiny(masked=True, **fields)
+    else:
+        assert tiny(masked=False, **fields).lstm_options == {option: True}
+    assert tiny(masked=masked, pooling=pooling, lstm_options={option: False})
+
+
 class Unregistered(LAYERS.Layer):
     activation = staticmethod(keras.activations.sigmoid)
 
