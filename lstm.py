@@ -27,7 +27,6 @@ import sys
 import tempfile
 import unicodedata
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 
@@ -94,11 +93,11 @@ class Config:
             raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
-        option = "go_backwards" if self.pooling == "concat" else "zero_output_for_mask"
-        if self.masked and self.lstm_options.get(option):
-            raise UserError(f"lstm_options: {option} reads padding; not with masked")
-        if not self.model_path.endswith(".keras"):
-            raise UserError(f"model_path: {self.model_path} must end in .keras")
+        for option in ("go_backwards", "unroll", "zero_output_for_mask"):
+            if self.masked and self.lstm_options.get(option):
+                raise UserError(f"lstm_options: {option} does not go with masked")
+        if not self.model_path.endswith(".keras") or os.path.isdir(self.model_path):
+            raise UserError(f"model_path: {self.model_path} is no file name in .keras")
 
 
 def converted(name, value, kind):
@@ -207,6 +206,7 @@ try:
     import keras
     import tensorflow as tf
     from keras import layers, ops
+    from keras.callbacks import EarlyStopping, History
 finally:
     os.dup2(saved_stderr, 2)
 tf.get_logger().setLevel("ERROR")  # no retracing warning when a third model trains
@@ -215,6 +215,7 @@ tf.get_logger().setLevel("ERROR")  # no retracing warning when a third model tra
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of token ids: three are special, then come the words by frequency.
 PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
+AT_ONCE = 256  # reviews that a model evaluates or predicts in one go
 SAMPLE = os.path.join(os.path.dirname(SCRIPT), "tests/data/reviews.csv")
 
 
@@ -240,8 +241,7 @@ def load_data(config):
 
 def prepare(reviews, chooser):
     """Run the keras.Model chooser on reviews: int32 (reviews, max_sequence_length)."""
-    pad = functools.partial(keras.utils.pad_sequences, padding="post", dtype="int64")
-    return in_batches(chooser, reviews, pad)
+    return in_batches(chooser, reviews, keras.utils.pad_sequences)
 
 
 # %% Model: Embedding -> LSTM -> Dense
@@ -281,17 +281,17 @@ def compile_model(model, config):
     model.compile(
         optimizer=optimizer,
         loss=config.loss_function,
-        metrics=list(config.additional_metrics),
+        metrics=config.additional_metrics,
         # Eight steps in one go are faster; with several GPUs Keras allows only one.
         steps_per_execution=1 if tf.distribute.has_strategy() else 8,
     )
-    y = np.array([[0.0], [1.0]])  # so that a misspelt name fails now, not after loading
+    y = np.ones((1, 1))  # so that a misspelt name fails now, not after loading
     model.compute_metrics(None, y, y)
-    if model.compute_loss(None, y, 0 * y + 0.5) < 1e-6:  # a categorical loss
+    if model.compute_loss(None, y, y / 2) < 1e-6:  # a categorical loss
         raise ValueError(f"{config.loss_function} is 0 for any single probability")
 
 
-def fit_model(model, x, y, held_out, config, callbacks=()):
+def fit_model(model, x, y, held_out, config, callbacks):
     """Train on token ids x and labels y; held_out is such a pair. Returns a History."""
     data, steps = batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
@@ -301,12 +301,10 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
     verbose = config.verbosity_mode
     if verbose == 1 and not (os.isatty(1) or "ipykernel" in sys.modules):
         verbose = 2  # a bar is for a screen or a notebook; pipes get lines
-    history = keras.callbacks.History()
-    callbacks = [history, keras.callbacks.TerminateOnNaN(), *callbacks]
+    history = History()
+    callbacks = [history, *callbacks]
     if config.patience:
-        stopping = keras.callbacks.EarlyStopping(
-            patience=config.patience, restore_best_weights=True
-        )
+        stopping = EarlyStopping(patience=config.patience, restore_best_weights=True)
         callbacks.append(stopping)
     try:
         model.fit(
@@ -315,7 +313,7 @@ def fit_model(model, x, y, held_out, config, callbacks=()):
             epochs=config.number_of_epochs,
             shuffle=False,  # `batches` has shuffled
             validation_data=held_out if len(held_out[1]) else None,
-            validation_batch_size=texts_at_once(config),
+            validation_batch_size=AT_ONCE,
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -357,8 +355,7 @@ def main(config, callbacks=()):
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
-    at_once = texts_at_once(config)
-    results = model.evaluate(x_test, y_test, at_once, verbose=0, return_dict=True)
+    results = model.evaluate(x_test, y_test, AT_ONCE, verbose=0, return_dict=True)
     print_results(results, loaded - start, fitted - loaded, perf_counter() - fitted)
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
@@ -369,8 +366,6 @@ def main(config, callbacks=()):
 # %% Helpers: what the cells above call, to be read when wanted
 def check_run(config):
     """Raise UserError for what would otherwise fail late, perhaps after training."""
-    if os.path.isdir(config.model_path):
-        raise UserError(f"model_path: {config.model_path} is a folder")
     with as_user_error(f"model_path: {config.model_path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(config.model_path) or ".").close()
     with as_user_error("lstm_options"), seeded(config.seed):  # as build_model calls it
@@ -412,19 +407,13 @@ def print_results(results, load, fit, evaluate):
     print(f"{line} - on {device}")
 
 
-def texts_at_once(config):
-    """Return how many texts to evaluate at once: 240,000 tokens, a multiple of 8."""
-    return max(8, 240_000 // config.max_sequence_length // 8 * 8)
-
-
 def in_batches(model, items, to_batch):
-    """Return a keras.Model's output for each item. It is asked 128 at a time, from the
-    shortest to the longest, as a batch is as wide as its longest item."""
+    """Return a keras.Model's output for each item. It is asked AT_ONCE at a time, from
+    the shortest to the longest, as padding costs. Several GPUs add rows to a batch."""
     outputs = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
     order = np.argsort([len(item) for item in items])
-    for start in range(0, len(items), 128):
-        rows = order[start : start + 128]
-        # Several GPUs add rows.
+    for start in range(0, len(items), AT_ONCE):
+        rows = order[start : start + AT_ONCE]
         outputs[rows] = model.predict_on_batch(to_batch(items[rows]))[: len(rows)]
     return outputs
 
@@ -436,15 +425,14 @@ def batches(model, x, y, config):
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
     rng = np.random.default_rng(config.seed)
-    # Trim padding only if no layer reads it; an LSTM with go_backwards would.
-    trimmed = config.masked and not config.lstm_options
-    trimmed = trimmed and all(layer.supports_masking for layer in model.layers)
+    # Trim padding only if no layer reads it.
+    trimmed = config.masked and all(layer.supports_masking for layer in model.layers)
 
     def epochs():
         while True:
             order = rng.permutation(len(x))[: steps * size]  # a few sit out
             if config.masked:
-                order = order[np.argsort(lengths[order], kind="stable")]
+                order = order[np.argsort(lengths[order])]
             for rows in rng.permutation(order.reshape(steps, size)):
                 tokens = x[rows]
                 if config.word_dropout:
@@ -486,7 +474,7 @@ def choose_bigrams(reviews, labels, config):
     pairs = (first * 2**32 + second)[known]
     pairs, places, seen = np.unique(pairs, return_inverse=True, return_counts=True)
     surprise = np.bincount(places, positive[known]) - seen * labels.mean()
-    order = np.argsort(-np.abs(surprise) / np.sqrt(seen + 1), kind="stable")
+    order = np.argsort(-np.abs(surprise) / np.sqrt(seen + 1))
     return pairs[order[: config.num_bigrams]]
 
 
@@ -523,10 +511,12 @@ class ConcatPooling(layers.Layer):
 # On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM is
 # all of them, for all time steps, in a third of the time. The results are the same.
 def use_fast_loop(model):
-    """Let `fast_loop` run the LSTM layers of a model, also those in Bidirectional."""
+    """Give a model's Embedding `fast_lookup`, and its LSTM layers `fast_loop`."""
     if tf.config.list_logical_devices("GPU"):
         return  # there Keras has cuDNN
     for layer in model.layers:
+        if type(layer) is layers.Embedding and layer.compute_dtype == "float32":
+            layer.call = functools.partial(fast_lookup, layer)
         lstms = [layer]
         if isinstance(layer, layers.Bidirectional):
             lstms = [layer.forward_layer, layer.backward_layer]
@@ -535,13 +525,28 @@ def use_fast_loop(model):
                 lstm.inner_loop = functools.partial(fast_loop, lstm)
 
 
+def fast_lookup(layer, tokens):
+    """Compute what keras.layers.Embedding.call does, as the product of one-hot rows and
+    the vectors. So the gradients of a word's places come added up, in a third of the
+    time, and Adam squares their sum; Embedding's own it would square one by one."""
+    column = tf.reshape(tf.cast(tokens, "int64"), [-1])
+    count = tf.size(column, tf.int64)
+    one_hot = tf.SparseTensor(
+        indices=tf.stack([tf.range(count), column], 1),
+        values=tf.ones(count),
+        dense_shape=[count, layer.input_dim],
+    )
+    vectors = tf.sparse.sparse_dense_matmul(one_hot, layer.embeddings)
+    return ops.reshape(vectors, ops.shape(tokens) + (layer.output_dim,))
+
+
 def is_plain(lstm):
     """Whether BlockLSTM computes what a keras.layers.LSTM does, and is faster."""
     return (
         lstm.activation is keras.activations.tanh
         and lstm.recurrent_activation is keras.activations.sigmoid
         and lstm.use_bias
-        and not (lstm.recurrent_dropout or lstm.stateful or lstm.return_state)
+        and not lstm.recurrent_dropout
         and lstm.compute_dtype == "float32"
         and lstm.count_params() < 40_000  # measured: Keras wins above
     )
@@ -556,8 +561,8 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # drops the same numbers at every step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
-    batch = tf.shape(sequences)[0]
-    halves = tf.split(sequences, [batch // 2, batch - batch // 2])  # run side by side
+    middle = tf.shape(sequences)[0] // 2
+    halves = tf.split(sequences, [middle, -1])  # to run side by side
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
@@ -575,8 +580,7 @@ def lstm_states(cell, x):
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, 1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    # A single review leaves a half empty. Its gradient is NaN; `where` makes that 0.
-    weights = tf.where(tf.size(x) > 0, weights, 0.0)
+    weights = tf.where(tf.size(x) > 0, weights, 0.0)  # an empty half would give NaN
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
     return tf.raw_ops.BlockLSTM(
@@ -597,7 +601,7 @@ def lstm_states(cell, x):
 # %% From words to tokens, and the model of texts
 def token_chooser(bigrams, config):
     """Return a keras.Model that picks what the LSTM reads, int32 (batch, length), from
-    all token ids of texts, int64 (batch, any), padded at the end."""
+    all token ids of texts, int64 (batch, any), padded before or after."""
     length = config.max_sequence_length
     x = words = keras.Input((None,), dtype="int64")
     if len(bigrams):
@@ -659,7 +663,7 @@ def save(model, results, path):
 def load(path):
     """Read a model that training kept; raises UserError if it cannot be loaded."""
     with as_user_error(f"model_path: {path}: no model of Keras {keras.__version__}"):
-        model = keras.saving.load_model(path, compile=False)
+        model = keras.saving.load_model(path)
     if model.input_shape != (None,):
         raise UserError(f"model_path: {path}: kept by an earlier lstm.py; train again")
     use_fast_loop(model)
@@ -674,7 +678,7 @@ def predict(texts, model):
     return in_batches(model, np.array(texts, object), tf.constant)[:, 0]
 
 
-@functools.lru_cache(1000)  # `classify` asks twice
+@functools.lru_cache(5000)  # `classify` asks twice
 def tidy(text):
     """Write a text as the IMDB reviews are: lower case, no signs but ' in a word."""
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
@@ -691,7 +695,7 @@ def classify(texts, config):
     groups = lines_as_they_arrive() if texts == ["-"] else [texts]
     for number, group in enumerate(groups):
         for text, probability in zip(group, predict(group, model)):
-            start = "".join(c if c.isprintable() else " " for c in text[:50]).strip()
+            start = " ".join(text[:50].split())  # one line
             label = "positive" if probability > 0.5 else "negative"
             line = f"{start} - {label} - {probability:.4f}"
             if known.isdisjoint(tidy(text).split()):
@@ -706,7 +710,7 @@ def lines_as_they_arrive():
     """Yield lists of str: the lines of standard input that are there by now."""
     stdin = sys.stdin.buffer.raw  # unbuffered: read returns all that has arrived
     while True:
-        part = stdin.read(2**20)
+        part = stdin.read(2**22)
         if not part:
             return
         if not part.endswith(b"\n"):
@@ -722,12 +726,11 @@ def plot_reading(text, model, path=""):
     words = ["", *tidy(text).split()]
     beginnings = [" ".join(words[: n + 1]) for n in range(len(words))]
     curve = predict(beginnings[-61:], model)
-    words = words[-61:]
     figure, axis = pyplot.subplots(figsize=(11, 4))
-    axis.plot(curve, "ko-", ms=3)
-    axis.axhline(0.5, color="grey", ls="--")
+    axis.plot(curve, "k.-")
+    axis.axhline(0.5, color="grey")
     axis.set(ylim=(-0.25, 1.25), ylabel="positive")
-    axis.set_xticks(range(len(words)), words, rotation=90)
+    axis.set_xticks(range(len(curve)), words[-61:], rotation=90)
     known = set(model.get_layer("vocabulary").get_vocabulary())
     for label in axis.get_xticklabels():
         if label.get_text() not in known:
@@ -738,7 +741,7 @@ def plot_reading(text, model, path=""):
         if change < -0.05:
             axis.text(n, -0.03, f"{change:+.2f}", color="red", rotation=90, va="top")
     if path:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        figure.savefig(path, bbox_inches="tight")
 
 
 # %% Your own reviews
@@ -761,17 +764,16 @@ def load_csv(config):
     """Do what `load_data` does with the CSV file config.data: rows whose split is
     not train are for the test; if no row has a split, a random fifth of them is."""
     with as_user_error(f"data: {config.data}: no CSV file in UTF-8 with text, label"):
-        rows = np.array(read_csv(config.data), object)
+        rows = np.array(list(read_csv(config.data)), object)
         texts, labels, splits = np.random.default_rng(config.seed).permutation(rows).T
     is_test = splits != "train"
     if not any(splits):
         is_test = np.arange(len(rows)) % 5 == 0
-    counts = Counter(" ".join(texts[~is_test]).split())
-    most_common = counts.most_common(config.num_distinct_words - FIRST_WORD)
-    vocabulary = [word for word, _ in most_common]
-    lookup = layers.TextVectorization(
-        standardize=None, ragged=True, vocabulary=["[START]", *vocabulary]
-    )
+    lookup = layers.TextVectorization(standardize=None, ragged=True)
+    lookup.adapt(texts[~is_test])
+    vocabulary = lookup.get_vocabulary(include_special_tokens=False)
+    vocabulary = vocabulary[: config.num_distinct_words - FIRST_WORD]
+    lookup.set_vocabulary(["[START]", *vocabulary])
     parts = []
     for part in (~is_test, is_test):
         if len(set(labels[part])) < 2:
@@ -782,9 +784,8 @@ def load_csv(config):
 
 
 def read_csv(path):
-    """Return the rows of a CSV file as lists of a tidied text, whether it is positive,
-    and its split or "". Columns: text or review, label or sentiment, and split."""
-    table = []
+    """Yield, for each row of a CSV file, its text, tidied, whether it is positive, and
+    its split or "". Columns: text or review, label or sentiment, and split."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
@@ -797,8 +798,7 @@ def read_csv(path):
             if text is None or label not in NEGATIVE + POSITIVE or None in row:
                 raise ValueError(f"line {rows.line_num}: {label=}, columns {[*row]}")
             split = row.get("split") or ""
-            table.append([tidy(text), label in POSITIVE, split.strip().lower()])
-    return table
+            yield tidy(text), label in POSITIVE, split.strip().lower()
 
 
 # %% Start: the script and the notebook alike

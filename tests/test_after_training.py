@@ -81,19 +81,19 @@ def test_a_gpu_that_leaves_zeros_over_the_padding(text_model, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("masked", "options"),
     [
-        {"use_bias": False},
-        {"unroll": True, "recurrent_dropout": 0.3},
-        {"go_backwards": True},
-        {"zero_output_for_mask": True},
+        (True, {"use_bias": False}),
+        (True, {"recurrent_dropout": 0.3}),
+        (False, {"unroll": True, "recurrent_dropout": 0.3}),
+        (False, {"go_backwards": True}),
+        (False, {"zero_output_for_mask": True}),
     ],
-    ids="-".join,
+    ids=str,
 )
-def test_kept_model_gives_what_the_trained_one_gives(options, tmp_path):
-    pooling = "last" if "go_backwards" in options else "concat"
-    fields = {"pooling": pooling, "dropout": 0.2, "lstm_options": options}
-    model, text_model, config = random_model(masked=True, **fields)
+def test_kept_model_gives_what_the_trained_one_gives(masked, options, tmp_path):
+    fields = {"pooling": "concat", "dropout": 0.2, "lstm_options": options}
+    model, text_model, config = random_model(masked=masked, **fields)
     path = str(tmp_path / "kept.keras")
     text_model.save(path)
     tokens = prepared([ids_of(text) for text in TEXTS], [], config)
@@ -227,7 +227,7 @@ def piped(*parts):
         ([b"\n\n"], ["", ""]),
         (
             ["caf\u00e9 \u2028 \x0c a\n".encode(), b"\xff"],
-            ["caf\u00e9     a", "\ufffd"],
+            ["caf\u00e9 a", "\ufffd"],
         ),
         ([], []),
     ],

@@ -435,8 +435,6 @@ OTHERS = [
     {"recurrent_activation": "hard_sigmoid"},
     {"use_bias": False},
     {"recurrent_dropout": 0.5},
-    {"return_state": True},
-    {"stateful": True},
     {"dtype": "mixed_bfloat16"},
     {"dtype": "float64"},
     {"units": 99},  # more than 40,000 weights
@@ -493,9 +491,32 @@ def test_fast_loop_leaves_other_layers_alone(fast_runs):
     assert not fast_runs
 
 
+@pytest.mark.parametrize("shape", [(5, 9), (1, 1), (0, 9), (5, 0)], ids=str)
+def test_fast_lookup_computes_what_keras_does(shape):
+    inputs = keras.Input((None,), dtype="int32")
+    fast, plain = (
+        keras.Model(inputs, LAYERS.Embedding(7, 3, mask_zero=True)(inputs))
+        for _ in range(2)
+    )
+    plain.set_weights(fast.get_weights())
+    lstm.use_fast_loop(fast)
+    tokens = np.random.default_rng(0).integers(0, 7, shape)  # most of them twice
+    results = []
+    for model in (fast, plain):
+        with tf.GradientTape() as tape:
+            results.append(model(tokens))
+            loss = tf.reduce_sum(results[-1] ** 2)
+        results.append(tape.gradient(loss, model.trainable_variables[0].value))
+    vectors, gradient, expected, slices = results
+    np.testing.assert_array_equal(vectors, expected)
+    assert isinstance(gradient, tf.Tensor)  # added up, unlike Keras's slices
+    np.testing.assert_allclose(gradient, tf.convert_to_tensor(slices), rtol=1e-6)
+
+
 def test_fast_loop_knows_every_option_of_keras():
     harmless = {"name", "trainable", "units", "dropout", "seed", "unit_forget_bias"}
     harmless |= {"return_sequences", "go_backwards", "zero_output_for_mask", "unroll"}
+    harmless |= {"return_state", "stateful"}  # Keras refuses them in build_model
     for name in LAYERS.LSTM(1).get_config():
         known = name.endswith(("initializer", "regularizer", "constraint"))
         assert known or name in harmless or any(name in others for others in OTHERS)
@@ -524,6 +545,13 @@ def test_naive_bayes_pushes_a_word_towards_its_label():
     assert (np.ptp(moved, axis=1) < 1e-6).all() and not moved[7:].any()
 
 
+class Summed(keras.optimizers.Adam):
+    """Adam, given the sum of a word's gradients: Keras 3 squares each by itself."""
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply([tf.convert_to_tensor(g) for g in grads], trainable_variables)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_training_follows_keras(masked, tmp_path):
     fields = {"masked": masked, "number_of_epochs": 1}
@@ -541,7 +569,7 @@ def test_training_follows_keras(masked, tmp_path):
             LAYERS.Dense(1, activation="sigmoid"),
         ]
     )
-    plain.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    plain.compile(Summed(), "binary_crossentropy", metrics=["accuracy"])
     data, steps = lstm.batches(plain, x[:240], y[:240], config)
     theirs = plain.fit(
         data,
@@ -647,7 +675,7 @@ def test_predict_reads_few_texts_at_once():
     lengths = np.random.default_rng(0).integers(1, 99, 1000)
     results = lstm.predict(["a" * length for length in lengths], model)
     np.testing.assert_array_equal(results, lengths)  # in the order of the texts
-    assert max(groups) <= 128 and sum(groups) == 1000
+    assert max(groups) <= lstm.AT_ONCE and sum(groups) == 1000
     assert lstm.predict([], model).shape == (0,)
 
 

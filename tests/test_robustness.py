@@ -407,7 +407,7 @@ def test_train_on_ones_own_and_predict(start, tmp_path):
         (BAD, f"{BAD} - negative - 0."),
         ("", " - "),
         ("- begins with a dash", "- begins with a dash - "),
-        ("\x1b[31m red \0", "[31m red - "),
+        ("two\tcells \x0b and more", "two cells and more - "),
         ("good 😀 film é", "good ? film ? - "),
     ):
         process.stdin.buffer.write(f"{text}\n".encode())

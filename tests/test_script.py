@@ -72,7 +72,7 @@ def test_help_and_wrong_flags_answer_before_tensorflow_is_imported(run, python):
 
 def test_flags_are_the_fields():
     arguments = "--batch-size 7 --lstm_units=3 --masked --no-rarest --dropout 0.5"
-    arguments += " --lstm-options use_bias=False unroll=true activation=relu"
+    arguments += " --lstm-options use_bias=False recurrent_dropout=0.2 activation=relu"
     arguments += " --additional-metrics auc accuracy --learning-rate 1.0"
     config, texts = lstm.parse_command_line(arguments.split())
     assert texts is None
@@ -83,7 +83,11 @@ def test_flags_are_the_fields():
         masked=True,
         dropout=0.5,
         learning_rate=1.0,
-        lstm_options={"use_bias": False, "unroll": True, "activation": "relu"},
+        lstm_options={
+            "use_bias": False,
+            "recurrent_dropout": 0.2,
+            "activation": "relu",
+        },
         additional_metrics=(),
     )
     assert lstm.parse_command_line(["--predict", "a", "b"])[1] == ["a", "b"]
