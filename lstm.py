@@ -4,7 +4,7 @@
 Embedding -> LSTM -> Dense for five epochs, reports the accuracy on 25,000 reviews it
 never saw, and keeps the model for `python lstm.py --predict "A wonderful film"`.
 
-    --preset article    87.1 +- 0.1%, the values of Christian Versloot's article
+    --preset article    87.1 +- 0.1%, the settings of Christian Versloot's article
     --preset tuned      89.8 +- 0.2%, the same words, put to better use
     --preset large      91.2 +- 0.1%, more words, and bigrams (means of 3 seeds)
 
@@ -44,7 +44,7 @@ def as_user_error(text):
         yield
     except Exception as error:  # noqa: BLE001 - Keras and files raise many kinds
         line = f"{text}: {str(error)[:300] or type(error).__name__}"
-        raise UserError(re.sub(r"\x1b\[\w+|\s+", " ", line)) from None
+        raise UserError(re.sub(r"\x1b\[\d*m|\s+", " ", line)) from None
 
 
 # %% Configuration
@@ -61,7 +61,7 @@ class Config:
     max_sequence_length: int = 300  # tokens kept of a review: the last, or the rarest
     num_distinct_words: int = 5000  # size of the vocabulary, 3 special ids included
     number_of_epochs: int = 5  # passes over the training reviews
-    optimizer: str = "adam"  # how the weights are updated, with Keras's defaults
+    optimizer: str = "adam"  # how the weights are updated, by its name in Keras
     validation_split: float = 0.20  # share of the training set held out, from its end
     verbosity_mode: int = 1  # progress of training: 0 silent, 1 a bar, 2 lines
     lstm_units: int = 10  # size of the LSTM's state
@@ -95,7 +95,7 @@ class Config:
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         for option in ("go_backwards", "unroll", "zero_output_for_mask"):
             if self.masked and self.lstm_options.get(option):
-                raise UserError(f"lstm_options: {option} does not go with masked")
+                raise UserError(f"lstm_options: {option} needs --no-masked")
         if not self.model_path.endswith(".keras") or os.path.isdir(self.model_path):
             raise UserError(f"model_path: {self.model_path} is no file name in .keras")
 
@@ -187,7 +187,7 @@ if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # more threads are slower
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # 2 per operation are slower
     gc.set_threshold(100_000)  # 50,000 lists of ids load a second faster
 
 
@@ -209,20 +209,20 @@ try:
     from keras.callbacks import EarlyStopping, History
 finally:
     os.dup2(saved_stderr, 2)
-tf.get_logger().setLevel("ERROR")  # no retracing warning when a third model trains
+tf.get_logger().setLevel("ERROR")  # hide warnings, such as those of retracing
 
 
 # %% Data: 25,000 reviews to train on and 25,000 to test with
 # A review is a list of token ids: three are special, then come the words by frequency.
 PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
-AT_ONCE = 256  # reviews that a model evaluates or predicts in one go
+EVAL_BATCH = 256  # reviews or texts in a batch when nothing is learnt
 SAMPLE = os.path.join(os.path.dirname(SCRIPT), "tests/data/reviews.csv")
 
 
 def load_data(config):
     """Return (reviews, labels) to train on, the same to test with, the vocabulary, and
-    config, changed only where made-up reviews replace IMDB. Reviews: an object array of
-    lists of token ids. Labels: int64. Vocabulary: words, the most frequent first."""
+    config, which `load_sample` changes. Reviews: an array of sequences of token ids.
+    Labels: int64. Vocabulary: a list of words, the most frequent first."""
     if config.data:
         return load_csv(config)
     try:
@@ -240,7 +240,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Run the keras.Model chooser on reviews: int32 (reviews, max_sequence_length)."""
+    """Run `token_chooser`'s model on reviews: int32 (reviews, max_sequence_length)."""
     return in_batches(chooser, reviews, keras.utils.pad_sequences)
 
 
@@ -287,16 +287,16 @@ def compile_model(model, config):
     )
     y = np.ones((1, 1))  # so that a misspelt name fails now, not after loading
     model.compute_metrics(None, y, y)
-    if model.compute_loss(None, y, y / 2) < 1e-6:  # a categorical loss
+    if model.compute_loss(None, y, y / 2) < 1e-6:  # a loss for several classes
         raise ValueError(f"{config.loss_function} is 0 for any single probability")
 
 
 def fit_model(model, x, y, held_out, config, callbacks):
     """Train on token ids x and labels y; held_out is such a pair. Returns a History."""
-    data, steps = batches(model, x, y, config)
+    data = training_batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
         model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
-            config.learning_rate, steps * config.number_of_epochs
+            config.learning_rate, len(data) * config.number_of_epochs
         )
     verbose = config.verbosity_mode
     if verbose == 1 and not (os.isatty(1) or "ipykernel" in sys.modules):
@@ -309,11 +309,10 @@ def fit_model(model, x, y, held_out, config, callbacks):
     try:
         model.fit(
             data,
-            steps_per_epoch=steps,
             epochs=config.number_of_epochs,
-            shuffle=False,  # `batches` has shuffled
+            shuffle=False,  # `training_batches` has shuffled
             validation_data=held_out if len(held_out[1]) else None,
-            validation_batch_size=AT_ONCE,
+            validation_batch_size=EVAL_BATCH,
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -350,12 +349,12 @@ def main(config, callbacks=()):
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
-    use_fast_loop(model)
+    speed_up(model)
     text_model = with_texts(model, vocabulary, chooser)  # shares the layers of model
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
-    results = model.evaluate(x_test, y_test, AT_ONCE, verbose=0, return_dict=True)
+    results = model.evaluate(x_test, y_test, EVAL_BATCH, verbose=0, return_dict=True)
     print_results(results, loaded - start, fitted - loaded, perf_counter() - fitted)
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
@@ -408,19 +407,19 @@ def print_results(results, load, fit, evaluate):
 
 
 def in_batches(model, items, to_batch):
-    """Return a keras.Model's output for each item. It is asked AT_ONCE at a time, from
-    the shortest to the longest, as padding costs. Several GPUs add rows to a batch."""
+    """Return a keras.Model's output for each of an array of reviews or texts. Those of
+    like length share a batch, which to_batch pads. Several GPUs add rows to a batch."""
     outputs = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
     order = np.argsort([len(item) for item in items])
-    for start in range(0, len(items), AT_ONCE):
-        rows = order[start : start + AT_ONCE]
+    for start in range(0, len(items), EVAL_BATCH):
+        rows = order[start : start + EVAL_BATCH]
         outputs[rows] = model.predict_on_batch(to_batch(items[rows]))[: len(rows)]
     return outputs
 
 
-def batches(model, x, y, config):
-    """Return an endless tf.data.Dataset of batches of token ids and labels, and the
-    steps of an epoch. Masked reviews of like length share a batch: length bucketing."""
+def training_batches(model, x, y, config):
+    """Return a tf.data.Dataset of an epoch's batches of token ids and labels, new each
+    time. Masked reviews of like length share a batch: length bucketing."""
     size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps or more
     steps = len(x) // size
     lengths = np.count_nonzero(x, axis=1)
@@ -428,28 +427,27 @@ def batches(model, x, y, config):
     # Trim padding only if no layer reads it.
     trimmed = config.masked and all(layer.supports_masking for layer in model.layers)
 
-    def epochs():
-        while True:
-            order = rng.permutation(len(x))[: steps * size]  # a few sit out
-            if config.masked:
-                order = order[np.argsort(lengths[order])]
-            for rows in rng.permutation(order.reshape(steps, size)):
-                tokens = x[rows]
-                if config.word_dropout:
-                    tokens = drop_words(tokens, config, rng)
-                if trimmed:
-                    longest = np.count_nonzero(tokens, axis=1).max()
-                    tokens = tokens[:, :longest]
-                yield tokens, y[rows]
+    def epoch():
+        order = rng.permutation(len(x))[: steps * size]  # a few sit out
+        if config.masked:
+            order = order[np.argsort(lengths[order])]
+        for rows in rng.permutation(order.reshape(steps, size)):
+            tokens = x[rows]
+            if config.word_dropout:
+                tokens = drop_words(tokens, config, rng)
+            if trimmed:
+                longest = np.count_nonzero(tokens, axis=1).max()
+                tokens = tokens[:, :longest]
+            yield tokens, y[rows]
 
     width = None if trimmed else x.shape[1]  # None: narrower than the Input
     shapes = tf.TensorSpec((None, width), "int32"), tf.TensorSpec((None,), "int64")
-    data = tf.data.Dataset.from_generator(epochs, output_signature=shapes)
-    return data.prefetch(8), steps
+    data = tf.data.Dataset.from_generator(epoch, output_signature=shapes).prefetch(8)
+    return data.apply(tf.data.experimental.assert_cardinality(steps))
 
 
 def drop_words(tokens, config, rng):
-    """Leave out a share of the tokens, never the first (Iyyer et al. 2015)."""
+    """Make padding of a share of the tokens, never of the first (Iyyer et al. 2015)."""
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
     kept[:, 0] = True  # masked, a review begins here and is not empty
     tokens = tokens * kept
@@ -495,8 +493,8 @@ class ConcatPooling(layers.Layer):
 
     def call(self, states, mask=None):
         if mask is None:
-            mask = ops.ones_like(states[:, :, 0])
-        real = ops.cast(mask, states.dtype)[:, :, None]  # 1 for words, else 0
+            mask = ops.ones_like(states[..., 0])
+        real = ops.cast(mask, states.dtype)[..., None]  # 1 for words, else 0
         count = ops.sum(real, 1)
         last = ops.take_along_axis(states, ops.cast(count - 1, "int32")[:, None], 1)
         mean = ops.sum(states * real, 1) / count
@@ -507,10 +505,10 @@ class ConcatPooling(layers.Layer):
         return None  # the time axis is gone; having this method sets supports_masking
 
 
-# %% The fast LSTM
+# %% The fast LSTM, and the fast Embedding
 # On a CPU, Keras runs twenty small operations per time step. TensorFlow's BlockLSTM is
-# all of them, for all time steps, in a third of the time. The results are the same.
-def use_fast_loop(model):
+# all of them, for all time steps, in a third of the time, with the same results.
+def speed_up(model):
     """Give a model's Embedding `fast_lookup`, and its LSTM layers `fast_loop`."""
     if tf.config.list_logical_devices("GPU"):
         return  # there Keras has cuDNN
@@ -526,9 +524,9 @@ def use_fast_loop(model):
 
 
 def fast_lookup(layer, tokens):
-    """Compute what keras.layers.Embedding.call does, as the product of one-hot rows and
-    the vectors. So the gradients of a word's places come added up, in a third of the
-    time, and Adam squares their sum; Embedding's own it would square one by one."""
+    """Compute what keras.layers.Embedding.call does, as one-hot rows times vectors. The
+    gradient takes a third of the time. It is added up for each word before Adam squares
+    it, as it should be; Embedding's own, used on a GPU, is squared before."""
     column = tf.reshape(tf.cast(tokens, "int64"), [-1])
     count = tf.size(column, tf.int64)
     one_hot = tf.SparseTensor(
@@ -557,19 +555,19 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
     have its padding at the end (unchecked), and a token in each review."""
     if mask is not None and (layer.go_backwards or layer.zero_output_for_mask):
         return layers.LSTM.inner_loop(layer, sequences, initial_state, mask, training)
-    if layer.go_backwards:
+    if layer.go_backwards:  # without a mask; with one, Keras's own loop runs, above
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # drops the same numbers at every step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     middle = tf.shape(sequences)[0] // 2
-    halves = tf.split(sequences, [middle, -1])  # to run side by side
+    halves = tf.split(sequences, [middle, -1])  # two operations, side by side
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
         return states[-1], by_review, initial_state  # the third is unused
     lengths = tf.math.count_nonzero(mask, 1, dtype="int32")
     last = tf.gather(by_review, lengths - 1, batch_dims=1)  # also fills the padding
-    return last, tf.where(mask[:, :, None], by_review, last[:, None]), initial_state
+    return last, tf.where(mask[..., None], by_review, last[:, None]), initial_state
 
 
 def lstm_states(cell, x):
@@ -580,7 +578,7 @@ def lstm_states(cell, x):
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], 0)
     i, f, new, o = tf.split(weights, 4, 1)  # the order of the gates in Keras
     weights = tf.concat([i, new, f, o], 1)  # and in BlockLSTM
-    weights = tf.where(tf.size(x) > 0, weights, 0.0)  # an empty half would give NaN
+    weights = tf.where(tf.size(x) > 0, weights, 0.0)  # an empty half's gradient is NaN
     h, c = cell.get_initial_state(tf.shape(x)[0])
     no_peephole = tf.zeros(cell.units)
     return tf.raw_ops.BlockLSTM(
@@ -666,7 +664,7 @@ def load(path):
         model = keras.saving.load_model(path)
     if model.input_shape != (None,):
         raise UserError(f"model_path: {path}: kept by an earlier lstm.py; train again")
-    use_fast_loop(model)
+    speed_up(model)
     return model
 
 

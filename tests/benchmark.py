@@ -96,7 +96,7 @@ for length, units, batch in itertools.product(*sizes):
         config = lstm.Config(**given, batch_size=batch)
         model = lstm.build_model(config)
         lstm.compile_model(model, config)
-        lstm.use_fast_loop(model)
+        lstm.speed_up(model)
     else:
         model = keras.Sequential([
             keras.Input((length,), dtype="int32"),

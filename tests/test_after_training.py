@@ -70,7 +70,7 @@ def test_a_gpu_that_leaves_zeros_over_the_padding(text_model, monkeypatch, tmp_p
         last, states, final = keras_loop(self, sequences, initial_state, mask, training)
         return last, tf.where(mask[:, :, None], states, 0.0), final
 
-    monkeypatch.setattr(lstm, "use_fast_loop", lambda model: None)
+    monkeypatch.setattr(lstm, "speed_up", lambda model: None)
     monkeypatch.setattr(keras.layers.LSTM, "inner_loop", as_cudnn)
     _, there, _ = random_model("tuned")
     path = str(tmp_path / "kept.keras")

@@ -207,9 +207,8 @@ def some_reviews(count, length=30):
 
 def two_epochs(model, *arguments):
     """The batches of two epochs, and the steps that each of them has."""
-    data, steps = lstm.batches(model, *arguments)
-    batches = data.as_numpy_iterator()
-    return [[next(batches) for _ in range(steps)] for _ in range(2)], steps
+    data = lstm.training_batches(model, *arguments)
+    return [list(data.as_numpy_iterator()) for _ in range(2)], len(data)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +227,7 @@ def test_batches_hold_a_review_once(masked, cut, count, most, size):
     epochs, steps = two_epochs(model, x, np.arange(count), config)
     assert steps == count // size  # some 100 or more, if there are as many reviews
     for epoch in epochs:
+        assert len(epoch) == steps
         for tokens, rows in epoch:
             longest = lengths[rows].max() if cut else 30
             assert tokens.shape == (size, longest)
@@ -278,7 +278,7 @@ def pair(make, features=3):
     weights = [rng.normal(0, 0.5, w.shape) for w in fast.get_weights()]
     fast.set_weights(weights)
     plain.set_weights(weights)
-    lstm.use_fast_loop(fast)
+    lstm.speed_up(fast)
     return fast, plain
 
 
@@ -396,7 +396,7 @@ def test_concat_pooling_computes_what_keras_layers_do(masked, options):
     plain = keras.Model(inputs, LAYERS.Concatenate()(parts))
     states = LAYERS.LSTM(7, return_sequences=True, **options)(inputs)
     fast = keras.Model(inputs, lstm.ConcatPooling()(states))
-    lstm.use_fast_loop(fast)
+    lstm.speed_up(fast)
     rng = np.random.default_rng(0)
     weights = [rng.normal(0, 0.5, w.shape) for w in fast.get_weights()]
     fast.set_weights(weights)
@@ -413,7 +413,7 @@ def test_model_is_of_keras_and_so_are_its_first_weights(preset):
     keras.utils.set_random_seed(5)
     model = lstm.build_model(config)
     first, configuration = model.get_weights(), model.get_config()
-    lstm.use_fast_loop(model)
+    lstm.speed_up(model)
     assert model.get_config() == configuration
     kinds = [type(layer) for layer in model.layers]
     assert kinds[:2] == [LAYERS.Embedding, LAYERS.LSTM] and kinds[-1] == LAYERS.Dense
@@ -446,7 +446,7 @@ def any_layer(make):
     inputs = keras.Input(batch_shape=(5, 9, 3))
     fast, plain = (keras.Model(inputs, make()(inputs)) for _ in range(2))
     plain.set_weights(fast.get_weights())
-    lstm.use_fast_loop(fast)
+    lstm.speed_up(fast)
     return fast, plain
 
 
@@ -499,7 +499,7 @@ def test_fast_lookup_computes_what_keras_does(shape):
         for _ in range(2)
     )
     plain.set_weights(fast.get_weights())
-    lstm.use_fast_loop(fast)
+    lstm.speed_up(fast)
     tokens = np.random.default_rng(0).integers(0, 7, shape)  # most of them twice
     results = []
     for model in (fast, plain):
@@ -570,10 +570,8 @@ def test_training_follows_keras(masked, tmp_path):
         ]
     )
     plain.compile(Summed(), "binary_crossentropy", metrics=["accuracy"])
-    data, steps = lstm.batches(plain, x[:240], y[:240], config)
     theirs = plain.fit(
-        data,
-        steps_per_epoch=steps,
+        lstm.training_batches(plain, x[:240], y[:240], config),
         validation_data=(x[240:], y[240:]),
         epochs=1,
         shuffle=False,
@@ -649,6 +647,20 @@ def test_optimizer_and_learning_rate(name, tmp_path):
         assert float(optimizer.learning_rate) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize("cosine", [False, True])
+def test_an_epoch_is_no_step_longer_than_the_reviews(cosine, tmp_path):
+    class Look(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            self.steps = int(self.model.optimizer.iterations)
+            self.rate = float(self.model.optimizer.learning_rate)
+
+    look, path = Look(), str(tmp_path / "lstm.keras")
+    fields = {"number_of_epochs": 2, "validation_split": 0.1, "cosine_decay": cosine}
+    lstm.main(tiny(model_path=path, **fields), [look])
+    assert look.steps == 2 * 90  # 270 reviews, three a step; eight steps in one go
+    assert look.rate == pytest.approx(0 if cosine else 0.001, abs=1e-9)
+
+
 def test_random_numbers_of_others_go_on(tmp_path):
     random.seed(7)
     np.random.seed(7)
@@ -675,7 +687,7 @@ def test_predict_reads_few_texts_at_once():
     lengths = np.random.default_rng(0).integers(1, 99, 1000)
     results = lstm.predict(["a" * length for length in lengths], model)
     np.testing.assert_array_equal(results, lengths)  # in the order of the texts
-    assert max(groups) <= lstm.AT_ONCE and sum(groups) == 1000
+    assert max(groups) <= lstm.EVAL_BATCH and sum(groups) == 1000
     assert lstm.predict([], model).shape == (0,)
 
 
