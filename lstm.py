@@ -15,10 +15,8 @@ Read it from the top to `main`; helpers follow. `build_model` is yours to change
 import contextlib
 import csv
 import functools
-import gc
 import inspect
 import json
-import math
 import os
 import random
 import re
@@ -75,7 +73,7 @@ class Config:
     naive_bayes: float = 0.0  # add this times naive Bayes's log ratio to a word vector
     learning_rate: float = 0.001  # of the optimizer
     cosine_decay: bool = False  # let the learning rate fall to 0 along a cosine
-    patience: int = 0  # epochs to wait for a better val_loss, then stop; 0 is never
+    patience: int = 0  # epochs without a better val_loss before it stops; 0 is never
     lstm_options: dict = field(default_factory=dict)  # more arguments of Keras's LSTM
     seed: int = 42  # same seed, same machine, same result
     force_cpu: bool = False  # hide the GPU
@@ -89,8 +87,6 @@ class Config:
             with as_user_error(f"{f.name}: cannot be {value!r:.50}"):
                 value = converted(f.name, value, type(f.default))
             object.__setattr__(self, f.name, value)  # past the dataclass's freeze
-        if self.num_distinct_words < 4:
-            raise UserError("num_distinct_words: below 4 there is no word")
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         for option in ("go_backwards", "unroll", "zero_output_for_mask"):
@@ -106,7 +102,7 @@ def converted(name, value, kind):
         number = float(value)
         may_be_0 = name in ("num_bigrams", "patience", "seed", "verbosity_mode")
         least = 1 if kind is int and not may_be_0 else 0
-        below = 1 if kind is float and name != "learning_rate" else math.inf
+        below = 1 if "dropout" in name or name == "validation_split" else float("inf")
         if not least <= number < below or kind(number) != number:
             raise ValueError("out of range, or not whole")
         return kind(number)
@@ -188,14 +184,13 @@ if IS_SCRIPT:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # 2 per operation are slower
-    gc.set_threshold(100_000)  # 50,000 lists of ids load a second faster
 
 
 # %% The CPU switch, and TensorFlow
 if config.force_cpu:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # read when TensorFlow is imported
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras can run on others; this file cannot
-# Keep freed memory: giving it back to the system at each step halves the speed.
+# Keep freed memory: giving it back to the system at each step takes time.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow prints notes before it reads that level; hide them while importing.
@@ -216,6 +211,8 @@ tf.get_logger().setLevel("ERROR")  # hide warnings, such as those of retracing
 # A review is a list of token ids: three are special, then come the words by frequency.
 PADDING, OUT_OF_VOCABULARY, START, FIRST_WORD = range(4)
 EVAL_BATCH = 256  # reviews or texts in a batch when nothing is learnt
+NO_AUTOTUNE = tf.data.Options()
+NO_AUTOTUNE.autotune.enabled = False  # its thread holds up the end of an epoch
 SAMPLE = os.path.join(os.path.dirname(SCRIPT), "tests/data/reviews.csv")
 
 
@@ -240,7 +237,7 @@ def load_data(config):
 
 
 def prepare(reviews, chooser):
-    """Run `token_chooser`'s model on reviews: int32 (reviews, max_sequence_length)."""
+    """Pick the tokens that the LSTM reads: int32 (reviews, max_sequence_length)."""
     return in_batches(chooser, reviews, keras.utils.pad_sequences)
 
 
@@ -292,7 +289,7 @@ def compile_model(model, config):
 
 
 def fit_model(model, x, y, held_out, config, callbacks):
-    """Train on token ids x and labels y; held_out is such a pair. Returns a History."""
+    """Train on token ids x and labels y; held_out is a Dataset. Returns a History."""
     data = training_batches(model, x, y, config)
     if config.cosine_decay:  # Loshchilov and Hutter 2017
         model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -311,13 +308,12 @@ def fit_model(model, x, y, held_out, config, callbacks):
             data,
             epochs=config.number_of_epochs,
             shuffle=False,  # `training_batches` has shuffled
-            validation_data=held_out if len(held_out[1]) else None,
-            validation_batch_size=EVAL_BATCH,
+            validation_data=held_out if config.validation_split else None,
             callbacks=callbacks,
             verbose=verbose,
         )
     except KeyboardInterrupt:
-        if not history.epoch:
+        if not history.history:
             raise
         print("\nInterrupted: going on with what was learnt so far")
         for callback in callbacks:  # EarlyStopping gives back the best weights
@@ -340,21 +336,21 @@ def main(config, callbacks=()):
     start = perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
     print(x_train.shape, x_test.shape, sep="\n")
-    size = max(1, int(len(x_train) * (1 - config.validation_split)))
+    size = int(len(x_train) * (1 - config.validation_split))
     x, y = x_train[:size], y_train[:size]
     chooser = token_chooser(choose_bigrams(x, y, config), config)
     x = prepare(x, chooser)
-    held_out = prepare(x_train[size:], chooser), y_train[size:]
-    x_test = prepare(x_test, chooser)
+    held_out = evaluation_batches(prepare(x_train[size:], chooser), y_train[size:])
+    test = evaluation_batches(prepare(x_test, chooser), y_test)
     if config.naive_bayes:
         start_at_naive_bayes(model, x, y, config)
     loaded = perf_counter()
     speed_up(model)
-    text_model = with_texts(model, vocabulary, chooser)  # shares the layers of model
+    text_model = with_texts(model, vocabulary, chooser)  # of the layers that fit trains
     model.summary()
     history = fit_model(model, x, y, held_out, config, callbacks)
     fitted = perf_counter()
-    results = model.evaluate(x_test, y_test, EVAL_BATCH, verbose=0, return_dict=True)
+    results = model.evaluate(test, verbose=0, return_dict=True)
     print_results(results, loaded - start, fitted - loaded, perf_counter() - fitted)
     if config.data == SAMPLE:
         print("These reviews are made up: the accuracy says nothing about real ones")
@@ -364,10 +360,10 @@ def main(config, callbacks=()):
 
 # %% Helpers: what the cells above call, to be read when wanted
 def check_run(config):
-    """Raise UserError for what would otherwise fail late, perhaps after training."""
+    """Hide the GPU if asked; raise UserError for what would otherwise fail late."""
     with as_user_error(f"model_path: {config.model_path} cannot be written"):
         tempfile.TemporaryFile(dir=os.path.dirname(config.model_path) or ".").close()
-    with as_user_error("lstm_options"), seeded(config.seed):  # as build_model calls it
+    with as_user_error("lstm_options"), seeded(config.seed):
         layers.LSTM(1, dropout=0, return_sequences=False, **config.lstm_options)
     if config.force_cpu:
         with as_user_error("force_cpu: the GPU is in use; start Python anew"):
@@ -408,7 +404,7 @@ def print_results(results, load, fit, evaluate):
 
 def in_batches(model, items, to_batch):
     """Return a keras.Model's output for each of an array of reviews or texts. Those of
-    like length share a batch, which to_batch pads. Several GPUs add rows to a batch."""
+    like length share a batch, which to_batch pads. Rows that several GPUs add go."""
     outputs = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
     order = np.argsort([len(item) for item in items])
     for start in range(0, len(items), EVAL_BATCH):
@@ -420,11 +416,11 @@ def in_batches(model, items, to_batch):
 def training_batches(model, x, y, config):
     """Return a tf.data.Dataset of an epoch's batches of token ids and labels, new each
     time. Masked reviews of like length share a batch: length bucketing."""
-    size = min(config.batch_size, math.ceil(len(x) / 100))  # 100 steps or more
+    size = min(config.batch_size, len(x) // 100 + 1)  # for some 100 steps or more
     steps = len(x) // size
-    lengths = np.count_nonzero(x, axis=1)
+    lengths = np.count_nonzero(x, 1)
     rng = np.random.default_rng(config.seed)
-    # Trim padding only if no layer reads it.
+    # Columns of padding alone are trimmed if no layer reads them.
     trimmed = config.masked and all(layer.supports_masking for layer in model.layers)
 
     def epoch():
@@ -436,20 +432,26 @@ def training_batches(model, x, y, config):
             if config.word_dropout:
                 tokens = drop_words(tokens, config, rng)
             if trimmed:
-                longest = np.count_nonzero(tokens, axis=1).max()
-                tokens = tokens[:, :longest]
+                tokens = tokens[:, tokens.any(0)]
             yield tokens, y[rows]
 
-    width = None if trimmed else x.shape[1]  # None: narrower than the Input
+    width = None if trimmed else x.shape[1]  # None: batches differ
     shapes = tf.TensorSpec((None, width), "int32"), tf.TensorSpec((None,), "int64")
     data = tf.data.Dataset.from_generator(epoch, output_signature=shapes).prefetch(8)
-    return data.apply(tf.data.experimental.assert_cardinality(steps))
+    data = data.apply(tf.data.experimental.assert_cardinality(steps))
+    return data.with_options(NO_AUTOTUNE)
+
+
+def evaluation_batches(x, y):
+    """Return a tf.data.Dataset of token ids and labels, in their order."""
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(EVAL_BATCH)
+    return data.with_options(NO_AUTOTUNE)
 
 
 def drop_words(tokens, config, rng):
     """Make padding of a share of the tokens, never of the first (Iyyer et al. 2015)."""
     kept = rng.random(tokens.shape, "float32") >= config.word_dropout
-    kept[:, 0] = True  # masked, a review begins here and is not empty
+    kept[:, 0] = True  # a masked review begins here and must not be empty
     tokens = tokens * kept
     if config.masked:  # the gaps go to the end
         order = np.argsort(tokens == PADDING, axis=1, kind="stable")
@@ -477,8 +479,8 @@ def choose_bigrams(reviews, labels, config):
 
 
 def start_at_naive_bayes(model, x, y, config):
-    """Add, to every number of a token's vector, naive_bayes times the log of positive
-    reviews that have the token divided by negative ones."""
+    """Add, to every number of a token's vector, naive_bayes times the log of (positive
+    reviews with the token + 1) / (negative reviews with it + 1)."""
     vectors = model.layers[0].embeddings
     seen = np.ones((2, vectors.shape[0]))  # reviews of each label with a token, plus 1
     for tokens, label in zip(x, y):
@@ -487,7 +489,7 @@ def start_at_naive_bayes(model, x, y, config):
     vectors.assign_add(config.naive_bayes * ratio[:, None])
 
 
-@keras.saving.register_keras_serializable("lstm")
+@keras.saving.register_keras_serializable("lstm")  # for check_model
 class ConcatPooling(layers.Layer):
     """Last, mean and maximum of states (batch, time, units): Howard and Ruder 2018."""
 
@@ -525,16 +527,16 @@ def speed_up(model):
 
 def fast_lookup(layer, tokens):
     """Compute what keras.layers.Embedding.call does, as one-hot rows times vectors. The
-    gradient takes a third of the time. It is added up for each word before Adam squares
-    it, as it should be; Embedding's own, used on a GPU, is squared before."""
+    gradient takes a third of the time. A word's gradients are added up before Adam
+    squares them, as they should be; Keras's own (on a GPU) squares each one first."""
     column = tf.reshape(tf.cast(tokens, "int64"), [-1])
     count = tf.size(column, tf.int64)
-    one_hot = tf.SparseTensor(
-        indices=tf.stack([tf.range(count), column], 1),
-        values=tf.ones(count),
-        dense_shape=[count, layer.input_dim],
+    vectors = tf.raw_ops.SparseTensorDenseMatMul(
+        a_indices=tf.stack([tf.range(count), column], 1),
+        a_values=tf.ones(count),
+        a_shape=[count, layer.input_dim],
+        b=layer.embeddings,
     )
-    vectors = tf.sparse.sparse_dense_matmul(one_hot, layer.embeddings)
     return ops.reshape(vectors, ops.shape(tokens) + (layer.output_dim,))
 
 
@@ -560,7 +562,7 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
     if training and layer.dropout:  # drops the same numbers at every step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
     middle = tf.shape(sequences)[0] // 2
-    halves = tf.split(sequences, [middle, -1])  # two operations, side by side
+    halves = tf.split(sequences, [middle, -1])  # so that two cores can work
     states = tf.concat([lstm_states(layer.cell, half) for half in halves], 1)
     by_review = tf.transpose(states, (1, 0, 2))
     if mask is None:
@@ -604,18 +606,18 @@ def token_chooser(bigrams, config):
     x = words = keras.Input((None,), dtype="int64")
     if len(bigrams):
         second = ops.pad(words[:, 1:], [(0, 0), (0, 1)])
-        x = layers.IntegerLookup(vocabulary=bigrams)(words * 2**32 + second)
-        x = ops.where(x > 0, x + config.num_distinct_words - 1, PADDING)  # 0: unknown
-        x = layers.Reshape((-1,))(ops.stack([words, x], 2))  # each after its first word
+        pair = layers.IntegerLookup(vocabulary=bigrams)(words * 2**32 + second)
+        pair = ops.where(pair > 0, pair + config.num_distinct_words - 1, PADDING)
+        x = layers.Reshape((-1,))(ops.stack([words, pair], 2))  # after its first word
     x = ops.pad(x, [(0, 0), (length, 0)])  # now at least `length` tokens
     if config.rarest:  # keep the highest ids: they rise from frequent words to bigrams
-        least = ops.maximum(ops.sort(x, 1)[:, -length][:, None], START)  # drops unknown
+        least = ops.maximum(ops.sort(x, 1)[:, -length, None], START)  # drops unknown
         x = ops.where(x >= least, x, PADDING)  # more than `length` if some are equal
     x = move_last(x, x > PADDING)[:, -length:]  # the last ones, padded before
     if config.masked:
-        x = move_last(x, x <= PADDING)  # padded after; Keras has no symbolic ==
+        x = move_last(x, x <= PADDING)  # padded after; no id is below PADDING
     x = ops.reshape(ops.cast(x, "int32"), (-1, length))  # now Keras knows the length
-    return keras.Model(words, x, name="token_chooser")
+    return keras.Model(words, x)
 
 
 def move_last(tokens, chosen):
@@ -625,7 +627,7 @@ def move_last(tokens, chosen):
 
 
 def with_texts(model, vocabulary, chooser):
-    """Return a keras.Model of texts, str (batch,), built only of Keras's own parts."""
+    """Return a keras.Model of texts, str (batch,), built of Keras's own parts."""
     lookup = layers.TextVectorization(
         standardize="lower",
         vocabulary=["[START]", *vocabulary],  # after its own "" and "[UNK]"

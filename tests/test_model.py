@@ -48,7 +48,7 @@ NUMBERS = ["much", "", None, [], float("nan"), float("inf"), 1j]
 REFUSED = {
     "batch_size": [*NUMBERS, 16.5, "16.5", 0, -1, "0x10"],
     "number_of_epochs": [*NUMBERS, 0, 1e400],
-    "num_distinct_words": [*NUMBERS, 3],
+    "num_distinct_words": NUMBERS,
     "num_bigrams": [*NUMBERS, -1, 0.5],
     "patience": [*NUMBERS, -1],
     "learning_rate": [*NUMBERS, -0.1],
@@ -216,7 +216,7 @@ def two_epochs(model, *arguments):
 )
 @pytest.mark.parametrize(
     ("count", "most", "size"),
-    [(1000, 8, 8), (1000, 99, 10), (250, 128, 3), (7, 8, 1), (1, 99, 1)],
+    [(1000, 8, 8), (1000, 99, 11), (250, 128, 3), (7, 8, 1), (1, 99, 1)],
 )
 def test_batches_hold_a_review_once(masked, cut, count, most, size):
     x, lengths = some_reviews(count)
@@ -251,7 +251,7 @@ def test_word_dropout_leaves_words_out(masked):
         place = np.arange(1, 1 + len(left)) if masked else left  # or gaps stay
         np.testing.assert_array_equal(np.flatnonzero(tokens), place - 1)
         seen.add(tuple(left))
-    assert len(seen) == 400  # each time others
+    assert len(seen) == 2 * 198  # each time others, of three reviews a step
 
 
 def outputs_and_gradients(model, x, mask, training=True, graph=False):
@@ -647,18 +647,17 @@ def test_optimizer_and_learning_rate(name, tmp_path):
         assert float(optimizer.learning_rate) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_an_epoch_is_no_step_longer_than_the_reviews(cosine, tmp_path):
+def test_an_epoch_is_no_step_longer_than_the_reviews(tmp_path):
     class Look(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
             self.steps = int(self.model.optimizer.iterations)
             self.rate = float(self.model.optimizer.learning_rate)
 
     look, path = Look(), str(tmp_path / "lstm.keras")
-    fields = {"number_of_epochs": 2, "validation_split": 0.1, "cosine_decay": cosine}
+    fields = {"number_of_epochs": 2, "validation_split": 0.1, "cosine_decay": True}
     lstm.main(tiny(model_path=path, **fields), [look])
     assert look.steps == 2 * 90  # 270 reviews, three a step; eight steps in one go
-    assert look.rate == pytest.approx(0 if cosine else 0.001, abs=1e-9)
+    assert look.rate == pytest.approx(0, abs=1e-9)  # and not before
 
 
 def test_random_numbers_of_others_go_on(tmp_path):

@@ -114,7 +114,7 @@ def test_presets_lose_against_what_is_given():
         ("--learning-rate=-0.1", "learning_rate"),
         ("--patience=-1", "patience"),
         ("--lstm-options use_bias", "--lstm-options"),  # without a value
-        ("--num-distinct-words 2", "num_distinct_words"),
+        ("--num-distinct-words 0", "num_distinct_words"),
         ("--num-bigrams=-1", "num_bigrams"),
         ("--preset best", "preset"),
         ("--pooling mean", "pooling"),
