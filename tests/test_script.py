@@ -289,7 +289,7 @@ def test_defaults_that_were_changed_hold(edited):
     code, text, _ = edited(changes, "--help")
     assert code == 0
     text = " ".join(text.split())
-    assert "100% of the epochs" in text and "0 is never (3)" in text
+    assert "100% of the stop after" in text and "0: never (3)" in text
     assert "({'unroll': 1})" in text
 
 
