@@ -93,7 +93,7 @@ class Config:
             if self.masked and self.lstm_options.get(option):  # it reads the padding
                 raise UserError(f"lstm_options: {option} needs --no-masked")
         if not self.model_path.endswith(".keras") or os.path.isdir(self.model_path):
-            raise UserError(f"model_path: {self.model_path} is no file name in .keras")
+            raise UserError(f"model_path: {self.model_path!r} must be a file *.keras")
 
 
 def converted(name, value, kind):
@@ -109,7 +109,7 @@ def converted(name, value, kind):
     if kind is str:
         return os.fsdecode(value)  # a str or a Path
     if name == "additional_metrics":
-        return (value,) if isinstance(value, str) else tuple(value)
+        return [value] if isinstance(value, str) else list(value)
     return dict(value)  # lstm_options
 
 
@@ -308,7 +308,7 @@ def fit_model(model, x, y, held_out, config, callbacks):
             data,
             epochs=config.number_of_epochs,
             shuffle=False,  # `training_batches` has shuffled
-            validation_data=held_out if config.validation_split else None,
+            validation_data=held_out if len(held_out) else None,
             callbacks=callbacks,
             verbose=verbose,
         )
@@ -336,7 +336,7 @@ def main(config, callbacks=()):
     start = perf_counter()
     (x_train, y_train), (x_test, y_test), vocabulary, config = load_data(config)
     print(x_train.shape, x_test.shape, sep="\n")
-    size = int(len(x_train) * (1 - config.validation_split))
+    size = len(x_train) - int(len(x_train) * config.validation_split)
     x, y = x_train[:size], y_train[:size]
     chooser = token_chooser(choose_bigrams(x, y, config), config)
     x = prepare(x, chooser)

@@ -660,6 +660,17 @@ def test_an_epoch_is_no_step_longer_than_the_reviews(tmp_path):
     assert look.rate == pytest.approx(0, abs=1e-9)  # and not before
 
 
+def test_a_review_is_left_to_train_on(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [f"word{n} film,{n % 2},{('train', 'test')[n > 9]}" for n in range(14)]
+    path.write_text("\n".join(["text,label,split", *rows]))
+    fields = {"data": path, "model_path": tmp_path / "lstm.keras"}
+    _, history, _ = lstm.main(tiny(validation_split=0.9, **fields))
+    assert {"loss", "val_loss"} <= {*history.history}
+    _, history, _ = lstm.main(tiny(validation_split=0.01, **fields))
+    assert {*history.history} == {"loss", "accuracy"}  # nothing is held out
+
+
 def test_random_numbers_of_others_go_on(tmp_path):
     random.seed(7)
     np.random.seed(7)
