@@ -90,7 +90,7 @@ class Config:
         if self.pooling not in ("last", "concat"):
             raise UserError(f"pooling: {self.pooling!r} is neither last nor concat")
         for option in ("go_backwards", "unroll", "zero_output_for_mask"):
-            if self.masked and self.lstm_options.get(option):  # it reads the padding
+            if self.masked and self.lstm_options.get(option):  # breaks on padding
                 raise UserError(f"lstm_options: {option} needs --no-masked")
         if not self.model_path.endswith(".keras") or os.path.isdir(self.model_path):
             raise UserError(f"model_path: {self.model_path!r} must be a file *.keras")
@@ -113,7 +113,7 @@ def converted(name, value, kind):
     return dict(value)  # lstm_options
 
 
-PRESETS = {"article": {}}
+PRESETS = {"article": {}}  # in Python: Config(**PRESETS["tuned"])
 # Beside a value: points of held-out accuracy lost without it (not to be added up).
 PRESETS["tuned"] = {
     "masked": True,  # less work: no padding is read
@@ -183,7 +183,7 @@ if IS_SCRIPT:
     config, texts = parse_command_line(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # 2 threads are slower
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # 2 per operation are slower
 
 
 # %% The CPU switch, and TensorFlow
@@ -248,7 +248,7 @@ def build_model(config):
     """Return a keras.Sequential from int32 token ids (batch, max_sequence_length) to
     float32 probabilities (batch, 1): an Embedding first, a sigmoid Dense(1) last."""
     model = keras.Sequential()
-    model.add(keras.Input((config.max_sequence_length,), dtype="int32"))
+    model.add(keras.Input((config.max_sequence_length,), dtype="int32"))  # or fewer
     model.add(
         layers.Embedding(
             input_dim=config.num_distinct_words + config.num_bigrams,
@@ -404,11 +404,11 @@ def print_results(results, load, fit, evaluate):
 
 def in_batches(model, items, to_batch):
     """Return a keras.Model's output for each of an array of reviews or texts. Those of
-    like length share a batch, which to_batch pads."""
+    like length share a batch, which to_batch makes."""
     outputs = np.zeros((len(items), model.output_shape[1]), model.output.dtype)
     order = np.argsort([len(item) for item in items])
     for start in range(0, len(items), EVAL_BATCH):
-        rows = order[start : start + EVAL_BATCH]  # several GPUs each answer them all
+        rows = order[start : start + EVAL_BATCH]  # N GPUs return N copies: keep one
         outputs[rows] = model.predict_on_batch(to_batch(items[rows]))[: len(rows)]
     return outputs
 
@@ -557,7 +557,7 @@ def fast_loop(layer, sequences, initial_state, mask, training=False):
     have its padding at the end (unchecked), and a token in each review."""
     if mask is not None and (layer.go_backwards or layer.zero_output_for_mask):
         return layers.LSTM.inner_loop(layer, sequences, initial_state, mask, training)
-    if layer.go_backwards:  # unmasked; Bidirectional's masked layers left above
+    if layer.go_backwards:  # no mask: masked ones have returned above
         sequences = tf.reverse(sequences, [1])
     if training and layer.dropout:  # drops the same numbers at every step
         sequences *= layer.cell.get_dropout_mask(sequences[:, 0])[:, None]
