@@ -48,7 +48,7 @@ NUMBERS = ["much", "", None, [], float("nan"), float("inf"), 1j]
 REFUSED = {
     "batch_size": [*NUMBERS, 16.5, "16.5", 0, -1, "0x10"],
     "number_of_epochs": [*NUMBERS, 0, 1e400],
-    "num_distinct_words": NUMBERS,
+    "num_distinct_words": [*NUMBERS, 0],
     "num_bigrams": [*NUMBERS, -1, 0.5],
     "patience": [*NUMBERS, -1],
     "learning_rate": [*NUMBERS, -0.1],

@@ -275,7 +275,8 @@ def test_place_is_refused_before_loading(path, tmp_path, monkeypatch):
     (tmp_path / "own.csv").write_text("text,label\n")
     with pytest.raises(lstm.UserError) as refused:
         lstm.main(tiny(model_path=path))
-    assert re.match(f"model_path: '?{path}'? ", str(refused.value))
+    shown = repr(path) if path == "folder.keras" else path  # refused by Config
+    assert str(refused.value).startswith(f"model_path: {shown} ")
     assert files_in(tmp_path) == {"folder.keras", "own.csv"}
     assert (tmp_path / "own.csv").read_text() == "text,label\n"
 
